@@ -1,0 +1,204 @@
+"""The parts every tower is made of: attention, MLP, layer norm, the pre-norm block, position-table resize."""
+
+import functools
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def resolve_attention(impl: str, dtype: str, plain: bool, head_dim: int) -> str:
+    """The kernel behind `impl`: "auto" is cuDNN's fused one on a GPU in half precision, else XLA's.
+
+    `plain` says that there is neither mask nor bias: cuDNN restricts their shapes, so those stay with XLA.
+    """
+    if impl not in ("auto", "xla", "cudnn"):
+        raise ValueError(f"attention implementation must be 'auto', 'xla' or 'cudnn', got {impl!r}.")
+    backend = jax.default_backend()
+    half = dtype in ("bfloat16", "float16")
+    fused = backend == "gpu" and half and plain and head_dim % 8 == 0 and head_dim <= 128
+    resolved = ("cudnn" if fused else "xla") if impl == "auto" else impl
+    logger.info("attention: %s -> %s (%s, %s, head size %d)", impl, resolved, backend, dtype, head_dim)
+    return resolved
+
+
+def attention(
+    q: Float[Array, "b t h c"],
+    k: Float[Array, "b s h c"],
+    v: Float[Array, "b s h c"],
+    *,
+    impl: str = "auto",
+    mask: Bool[Array, "t s"] | None = None,
+    bias: Float[Array, "t s"] | None = None,
+) -> Float[Array, "b t h c"]:
+    """softmax(q k^T / sqrt(c) + bias) v per head, softmax in fp32; `mask` is True where a query may look.
+
+    impl: "auto", "xla" or "cudnn", see `resolve_attention`; ValueError for others.
+    """
+    resolved = resolve_attention(impl, q.dtype.name, mask is None and bias is None, q.shape[-1])
+    if resolved == "cudnn":
+        extra = (None if x is None else x[None, None] for x in (bias, mask))
+        return jax.nn.dot_product_attention(q, k, v, *extra, implementation="cudnn")
+    # Heads lead the matrix products: XLA's CPU backend is several times slower on the interleaved layout.
+    q, v, k = q.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
+    logits = jnp.matmul(q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        logits = logits + bias
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.matmul(weights, v).transpose(0, 2, 1, 3)
+
+
+def activate(x: Float[Array, "*n"], activation: str) -> Float[Array, "*n"]:
+    """QuickGELU, x sigmoid(1.702 x), as in OpenAI's weights; or the exact (erf) GELU, as in LAION's."""
+    if activation == "quick_gelu":
+        return x * jax.nn.sigmoid(1.702 * x)
+    return jax.nn.gelu(x, approximate=False)
+
+
+class Linear(nnx.Module):
+    """Linear layer with fp32 parameters, normal initial weights of deviation `std`, computing in `dtype`."""
+
+    def __init__(
+        self, inputs: int, outputs: int, std: float,
+        *, rngs: nnx.Rngs, bias: bool = True, dtype: DTypeLike = jnp.float32,
+    ):
+        self.kernel = normal_param((inputs, outputs), std, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
+        """x kernel + bias over the last axis."""
+        y = matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis; statistics in fp32, result in `dtype`."""
+
+    def __init__(self, width: int, eps: float, *, dtype: DTypeLike = jnp.float32):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.eps, self.dtype = eps, dtype
+
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normal * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with the activation between them."""
+
+    def __init__(
+        self, width: int, hidden: int, layers: int, activation: str,
+        *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32,
+    ):
+        self.fc1 = Linear(width, hidden, (2 * width) ** -0.5, rngs=rngs, dtype=dtype)
+        self.fc2 = Linear(hidden, width, (2 * layers * width) ** -0.5, rngs=rngs, dtype=dtype)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        return self.fc2(activate(self.fc1(x), self.activation))
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention in pieces, so that read-outs can recombine queries, keys and values."""
+
+    def __init__(
+        self, width: int, heads: int, layers: int,
+        *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, impl: str = "auto",
+    ):
+        std = width**-0.5
+        self.q, self.k, self.v = (Linear(width, width, std, rngs=rngs, dtype=dtype) for _ in range(3))
+        self.out = Linear(width, width, std * (2 * layers) ** -0.5, rngs=rngs, dtype=dtype)
+        self.heads, self.impl = heads, impl
+
+    def queries(self, y: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
+        """Queries of the normalised tokens `y`, split into heads."""
+        return self._split(self.q(y))
+
+    def keys(self, y: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
+        """Keys of the normalised tokens `y`, split into heads."""
+        return self._split(self.k(y))
+
+    def values(self, y: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
+        """Values of the normalised tokens `y`, split into heads."""
+        return self._split(self.v(y))
+
+    def output(self, mixed: Float[Array, "b t h c"]) -> Float[Array, "b t d"]:
+        """Output projection of the heads' mixed values."""
+        return self.out(mixed.reshape(*mixed.shape[:2], -1))
+
+    def __call__(
+        self, y: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None
+    ) -> Float[Array, "b t d"]:
+        """Ordinary attention among the normalised tokens `y`; `mask` is True where a query may look."""
+        mixed = attention(self.queries(y), self.keys(y), self.values(y), impl=self.impl, mask=mask)
+        return self.output(mixed)
+
+    def _split(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block: x + attention(norm1(x)), then + mlp(norm2(.)).
+
+    `layers` is the depth of the whole tower, which the initial scale of the residual branches depends on.
+    """
+
+    def __init__(
+        self, width: int, heads: int, mlp_width: int, layers: int, activation: str, norm_eps: float,
+        *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, impl: str = "auto",
+    ):
+        self.norm1 = LayerNorm(width, norm_eps, dtype=dtype)
+        self.attention = SelfAttention(width, heads, layers, rngs=rngs, dtype=dtype, impl=impl)
+        self.norm2 = LayerNorm(width, norm_eps, dtype=dtype)
+        self.mlp = Mlp(width, mlp_width, layers, activation, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self, x: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None
+    ) -> Float[Array, "b t d"]:
+        """The block's output; `mask` is True where a query may look."""
+        return self.feed_forward(x + self.attention(self.norm1(x), mask))
+
+    def feed_forward(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """The block's second half with its residual: x + mlp(norm2(x))."""
+        return x + self.mlp(self.norm2(x))
+
+
+def matmul(x: Float[Array, "*n d"], kernel: Float[Array, "d e"]) -> Float[Array, "*n e"]:
+    """x kernel over the last axis. Leading axes are merged: XLA's gradient is twice as fast so on a CPU."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def normal_param(shape: tuple[int, ...], std: float, *, rngs: nnx.Rngs) -> nnx.Param:
+    """A parameter drawn from a normal distribution of deviation `std`."""
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape))
+
+
+def resize_position_table(
+    table: Float[Array, "t d"], grid: tuple[int, int], method: str
+) -> Float[Array, "s d"]:
+    """Position table (CLS row first, then a square grid) resized to `grid` = (rows, columns), in fp32.
+
+    "huggingface": bicubic without antialias, as `interpolate_pos_encoding`; "open_clip": bicubic with
+    antialias, as `resize_pos_embed`. A table that already fits is returned as it is.
+    """
+    side = math.isqrt(table.shape[0] - 1)
+    if (side, side) == grid:
+        return table
+    patches = table[1:].astype(jnp.float32).reshape(side, side, -1)
+    kernel = jax.image.ResizeMethod.CUBIC_PYTORCH if method == "huggingface" else jax.image.ResizeMethod.CUBIC
+    resized = jax.image.resize(patches, (*grid, table.shape[1]), kernel, antialias=method == "open_clip")
+    return jnp.concatenate([table[:1], resized.reshape(-1, table.shape[1])])

@@ -1,0 +1,60 @@
+"""Geometries, their parameter counts, and what is refused."""
+
+import jax
+import pytest
+
+from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.params import abstract_params
+from spatial_clip_jax.models.spec import GEOMETRIES, AdapterSpec, TextSpec, VisionSpec, named_spec
+
+# Counted on the published PyTorch checkpoints.
+PUBLISHED_PARAMETERS = {
+    "openai/clip-vit-base-patch32": 151_277_313,
+    "openai/clip-vit-base-patch16": 149_620_737,
+    "openai/clip-vit-large-patch14-336": 427_944_193,
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": 986_109_441,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
+def test_named_geometry_has_the_published_number_of_parameters(name: str):
+    _, params = abstract_params(lambda rngs: Clip(named_spec(name), rngs=rngs))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PUBLISHED_PARAMETERS[name]
+
+
+def test_only_laion_weights_use_the_exact_gelu():
+    activations = {name: (spec.vision.activation, spec.text.activation) for name, spec in GEOMETRIES.items()}
+    exact = [name for name, used in activations.items() if used == ("gelu", "gelu")]
+    assert exact == ["laion/CLIP-ViT-H-14-laion2B-s32B-b79K"]
+
+
+def test_unknown_name_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="'vit'.*tiny, openai/clip-vit-base-patch32"):
+        named_spec("vit")
+
+
+def test_grid_takes_whole_patches_only():
+    spec = named_spec("tiny").vision
+    assert spec.native_grid == (8, 8)
+    assert spec.grid(64, 128) == (8, 16)
+    with pytest.raises(ValueError, match="100x50.*patches of 8x8.*96x48"):
+        spec.grid(100, 50)
+    with pytest.raises(ValueError, match="8x16"):
+        spec.grid(0, 16)
+
+
+@pytest.mark.parametrize(
+    ("build", "complaint"),
+    [
+        (lambda: VisionSpec(64, 7, 160, 6, 5, 640), "64 is no multiple of patch_size 7"),
+        (lambda: VisionSpec(64, 8, 160, 6, 3, 640), "160 does not divide into 3 heads"),
+        (lambda: TextSpec(100, 8, 32, 1, 5, 64), "32 does not divide into 5 heads"),
+        (lambda: TextSpec(100, 8, 32, 1, 4, 64, activation="relu"), "'quick_gelu' or 'gelu', got 'relu'"),
+        (lambda: VisionSpec(64, 8, 160, 6, 5, 640, position_resize="timm"), "'timm' is not 'huggingface' or"),
+        (lambda: AdapterSpec("copy", 0), "at least 1, got 0"),
+        (lambda: AdapterSpec("lora", 2), "'copy' or 'residual', got 'lora'"),
+    ],
+)
+def test_impossible_geometry_is_refused(build, complaint: str):
+    with pytest.raises(ValueError, match=complaint):
+        build()
