@@ -1,0 +1,1 @@
+"""Checkpoints in and out: Hugging Face folders, adapters, and their PyTorch twin."""

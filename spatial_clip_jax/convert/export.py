@@ -1,0 +1,103 @@
+"""Checkpoints out: Hugging Face CLIP folders, and the adapter with its PyTorch twin."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from spatial_clip_jax.convert import tables
+from spatial_clip_jax.convert.config import config_from_spec, preprocessor_from_spec
+from spatial_clip_jax.models.params import Params, flatten_params
+from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, TextSpec
+
+TORCH_TWIN = Path(__file__).with_name("torch_twin.py")
+
+
+def save_clip(
+    folder: str | Path,
+    spec: ClipSpec,
+    params: Params,
+    tokenizer_json: str | Path | None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a folder that `transformers.CLIPModel` and `CLIPProcessor` load with `from_pretrained`.
+
+    params: as `split_params(clip)` gives them, on the host or addressable from it. tokenizer_json: a file of
+    the `tokenizers` library; None leaves the tokenizer out, and CLIPProcessor cannot load then. metadata:
+    kept in the weights' header. Everything is written beside the folder first and then moved in: never a
+    half-written file.
+    """
+    with _staged(Path(folder)) as staging:
+        _write_json(staging / "config.json", config_from_spec(spec))
+        _write_json(staging / "preprocessor_config.json", preprocessor_from_spec(spec.vision))
+        if tokenizer_json is not None:
+            _write_tokenizer(staging, Path(tokenizer_json), spec.text)
+        _write_weights(staging / "model.safetensors", params, tables.CLIP_TABLE, metadata or {})
+
+
+def save_adapter(
+    folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec
+) -> None:
+    """Write the adapter beside a CLIP folder's files, with `modeling_spatial_clip.py`, its PyTorch twin."""
+    description = {
+        "adapter": dataclasses.asdict(adapter_spec),
+        "vision": dataclasses.asdict(clip_spec.vision),
+        "embed_dim": clip_spec.embed_dim,
+    }
+    with _staged(Path(folder)) as staging:
+        _write_json(staging / "adapter.json", description)
+        shutil.copyfile(TORCH_TWIN, staging / "modeling_spatial_clip.py")
+        _write_weights(staging / "adapter.safetensors", adapter_params, tables.ADAPTER_TABLE, {})
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A temporary sibling whose files move into `folder` at the end, or vanish when something fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
+        yield Path(staging)
+        folder.mkdir(exist_ok=True)
+        for file in sorted(Path(staging).iterdir()):
+            file.replace(folder / file.name)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_weights(
+    path: Path, params: Params, table: tuple[tables.Rule, ...], metadata: Mapping[str, str]
+) -> None:
+    """All leaves in fp32 under PyTorch's names and layouts."""
+    tensors = {}
+    for ours, leaf in flatten_params(params).items():
+        mapped = tables.to_theirs(ours, table)
+        tensors[mapped.name] = tables.array_to_theirs(np.asarray(leaf, np.float32), mapped.layout)
+    save_file(tensors, path, {"format": "pt", **metadata})
+
+
+def _write_tokenizer(folder: Path, tokenizer_json: Path, text: TextSpec) -> None:
+    """tokenizer.json as it is, and what transformers wants beside it: settings, vocabulary, merges."""
+    content = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    names = {index: name for name, index in vocabulary.items()}
+    names |= {token["id"]: token["content"] for token in content["added_tokens"]}
+    special = {"bos_token": text.bos_token_id, "eos_token": text.eos_token_id, "pad_token": text.pad_token_id}
+    absent = {role: index for role, index in special.items() if index not in names}
+    if absent:
+        raise ValueError(f"{tokenizer_json} has no token for {absent}: it is another text tower's.")
+    shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
+    _write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": text.context_length,
+        "unk_token": names[text.eos_token_id], **{role: names[index] for role, index in special.items()},
+    })
+    _write_json(folder / "vocab.json", vocabulary)
+    merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

@@ -1,0 +1,128 @@
+"""Exported folders: bit-equal round trip, and what transformers makes of them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import CLIPModel, CLIPProcessor
+
+from spatial_clip_jax.convert.export import save_adapter, save_clip
+from spatial_clip_jax.convert.load import load_clip, read_adapter, read_checkpoint
+from spatial_clip_jax.models.adapter import SpatialAdapter
+from spatial_clip_jax.models.params import init_module, split_params
+from spatial_clip_jax.models.spec import AdapterSpec
+from spatial_clip_jax.models.vision import preprocess
+from tests.models.random_clip import EOS, random_ids, random_pixels, to_torch
+
+
+@pytest.fixture(scope="module")
+def exported(hf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out") / "new" / "export"
+    save_clip(folder, *read_checkpoint(hf_folder), {"step": "7"})
+    return folder
+
+
+def test_pytorch_to_here_to_pytorch_is_bit_equal(hf_folder: Path, exported: Path):
+    before, after = (load_file(folder / "model.safetensors") for folder in (hf_folder, exported))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    spec, params, tokenizer = read_checkpoint(exported)
+    assert spec == read_checkpoint(hf_folder)[0] and tokenizer is not None
+    jax.tree.map(np.testing.assert_array_equal, params, read_checkpoint(hf_folder)[1])
+    with safe_open(exported / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt", "step": "7"}
+
+
+def test_transformers_computes_the_same_embeddings_and_logits(exported: Path):
+    model, clip = CLIPModel.from_pretrained(exported).eval(), load_clip(exported)
+    pixels, ids = random_pixels((32, 32)), random_ids()
+    with torch.no_grad():
+        theirs = model(input_ids=torch.from_numpy(ids), pixel_values=to_torch(pixels))
+    image, text = jax.jit(lambda pixels, ids: (clip.vision(pixels).embedding, clip.text(ids)))(pixels, ids)
+    image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+    np.testing.assert_allclose(image, theirs.image_embeds, atol=1e-5)
+    np.testing.assert_allclose(text, theirs.text_embeds, atol=1e-5)
+    logits = np.exp(clip.logit_scale[...]) * image @ text.T
+    np.testing.assert_allclose(logits, theirs.logits_per_image, atol=1e-5 * np.exp(clip.logit_scale[...]))
+
+
+def test_processor_loads_without_options_and_agrees(exported: Path):
+    processor = CLIPProcessor.from_pretrained(exported)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    batch = processor(
+        text=["A red  circle", "blue"], images=Image.fromarray(picture), return_tensors="pt", padding=True
+    )
+    ours = preprocess(jax.numpy.asarray(picture[None]), load_clip(exported).spec.vision)
+    np.testing.assert_allclose(batch["pixel_values"], to_torch(np.asarray(ours)), atol=1e-5)
+    tokenizer = Tokenizer.from_file(str(exported / "tokenizer.json"))
+    for row, text in zip(batch["input_ids"].tolist(), ["A red  circle", "blue"], strict=True):
+        ids = tokenizer.encode(text).ids
+        assert row == ids + [EOS] * (len(row) - len(ids))
+    assert processor.tokenizer.model_max_length == 24
+
+
+def test_processor_resizes_and_crops_to_the_native_size(exported: Path):
+    processor = CLIPProcessor.from_pretrained(exported)
+    batch = processor(images=Image.new("RGB", (90, 50)), return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 32, 32)
+
+
+def test_slow_tokenizer_files_hold_the_same_vocabulary(exported: Path):
+    content = json.loads((exported / "tokenizer.json").read_text())["model"]
+    assert json.loads((exported / "vocab.json").read_text()) == content["vocab"]
+    merges = (exported / "merges.txt").read_text().splitlines()
+    assert merges[0].startswith("#version") and merges[1:] == [" ".join(pair) for pair in content["merges"]]
+
+
+def test_another_models_tokenizer_is_refused_and_nothing_written(hf_folder: Path, tmp_path: Path):
+    spec, params, tokenizer = read_checkpoint(hf_folder)
+    content = json.loads(tokenizer.read_text())
+    content["added_tokens"] = []
+    content["model"]["vocab"] = {"a": 0}
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="other.json has no token for .*'eos_token': 518"):
+        save_clip(tmp_path / "out", spec, params, tmp_path / "other.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["other.json"]
+
+
+def test_failed_export_leaves_the_old_one_whole(hf_folder: Path, tmp_path: Path):
+    spec, params, tokenizer = read_checkpoint(hf_folder)
+    save_clip(tmp_path / "out", spec, params, tokenizer)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(ValueError, match="'extra' has no PyTorch name"):
+        save_clip(tmp_path / "out", spec, {**params, "extra": np.zeros(1)}, tokenizer)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("variant", ["copy", "residual"])
+def test_adapter_survives_the_round_trip_beside_the_clip(hf_folder: Path, tmp_path: Path, variant: str):
+    clip = load_clip(hf_folder)
+    spec = AdapterSpec(variant, 2, "naclip")
+    params = split_params(init_module(lambda rngs: SpatialAdapter(spec, clip.vision, rngs=rngs), 0))[1]
+    save_clip(tmp_path, *read_checkpoint(hf_folder))
+    save_adapter(tmp_path, spec, params, clip.spec)
+    read_spec, read_params = read_adapter(tmp_path, clip.spec.vision)
+    assert read_spec == spec
+    jax.tree.map(np.testing.assert_array_equal, read_params, params)
+    assert read_checkpoint(tmp_path)[0] == clip.spec
+
+
+def test_adapter_of_another_tower_is_refused(hf_folder: Path, tmp_path: Path):
+    clip = load_clip(hf_folder)
+    spec = AdapterSpec("copy", 1)
+    params = split_params(init_module(lambda rngs: SpatialAdapter(spec, clip.vision, rngs=rngs), 0))[1]
+    save_adapter(tmp_path, spec, params, clip.spec)
+    other = dataclasses.replace(clip.spec.vision, patch_size=16)
+    with pytest.raises(ValueError, match="made for VisionSpec.*patch_size=8.*tower is .*patch_size=16"):
+        read_adapter(tmp_path, other)
+    with pytest.raises(FileNotFoundError, match="adapter.json not found.*adapter.safetensors"):
+        read_adapter(hf_folder)
