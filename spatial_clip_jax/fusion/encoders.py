@@ -1,0 +1,84 @@
+"""The jitted encoders that training, tasks and the benchmark share: pictures in, embeddings or dense maps out.
+
+Parameters are plain nested dicts, {"vision": ..., "adapter": ...}; `Towers` is their static half.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Int, UInt8
+
+from spatial_clip_jax.fusion.core import Trunk, unit_length
+from spatial_clip_jax.fusion.settings import FusionSettings, fused_map
+from spatial_clip_jax.models.params import Params, join_params
+from spatial_clip_jax.models.readout import READOUTS, dense_map
+from spatial_clip_jax.models.spec import VisionSpec
+from spatial_clip_jax.models.vision import VisionOutput, VisionTower, preprocess
+
+Images = UInt8[Array, "b H W 3"]
+Maps = Float[Array, "b h w e"]
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Static definitions of the vision tower and, where there is one, its adapter; hashable, so static under jit."""
+
+    spec: VisionSpec
+    vision: Any
+    adapter: Any = None
+
+    @property
+    def readouts(self) -> tuple[str, ...]:
+        """The names `dense_maps` takes."""
+        return (*READOUTS, ADAPTER) if self.adapter is not None else tuple(READOUTS)
+
+    def check(self, readout: str) -> None:
+        """ValueError for an unknown read-out, listing the valid ones."""
+        if readout not in self.readouts:
+            hint = "" if self.adapter else "; 'adapter' needs one: load(..., adapter=FOLDER)"
+            raise ValueError(f"unknown read-out {readout!r}; valid: {', '.join(self.readouts)}{hint}")
+
+    def reader(self, vision: VisionTower, params: Params, readout: str) -> Callable[[VisionOutput], Maps]:
+        """How a pass of the tower is read as a dense map; ValueError for an unknown read-out."""
+        self.check(readout)
+        if readout == ADAPTER:
+            return functools.partial(join_params(self.adapter, params["adapter"]), vision)
+        return functools.partial(dense_map, vision, readout=readout)
+
+
+def read_pixels(towers: Towers, params: Params, pixels: Float[Array, "b H W 3"], readout: str) -> Maps:
+    """Dense map of normalised pixels, one pass; differentiable in `params`."""
+    vision = join_params(towers.vision, params["vision"])
+    return towers.reader(vision, params, readout)(vision(pixels))
+
+
+@functools.partial(jax.jit, static_argnames=("towers",))
+def embed_images(towers: Towers, params: Params, images: Images) -> Float[Array, "b e"]:
+    """Global embeddings of unit length."""
+    vision = join_params(towers.vision, params["vision"])
+    return unit_length(vision(preprocess(images, towers.spec)).embedding)
+
+
+@functools.partial(jax.jit, static_argnames=("towers", "readout"))
+def dense_maps(towers: Towers, params: Params, images: Images, readout: str) -> Maps:
+    """Dense maps of unit length in text space, one pass."""
+    return read_pixels(towers, params, preprocess(images, towers.spec), readout)
+
+
+@functools.partial(jax.jit, static_argnames=("towers", "settings"))
+def fused_maps(towers: Towers, params: Params, images: Images, settings: FusionSettings) -> Maps:
+    """Dense maps fused from the whole view and overlapping windows; unit length."""
+    vision = join_params(towers.vision, params["vision"])
+    read = towers.reader(vision, params, settings.readout)
+    trunk = Trunk(lambda pixels: unit_length(vision(pixels).embedding), lambda pixels: read(vision(pixels)))
+    return fused_map(trunk, images, towers.spec, settings)
+
+
+@functools.partial(jax.jit, static_argnames=("definition",))
+def embed_texts(definition: Any, params: Params, ids: Int[Array, "k t"]) -> Float[Array, "k e"]:
+    """Text embeddings of unit length."""
+    return unit_length(join_params(definition, params)(ids))

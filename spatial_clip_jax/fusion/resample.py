@@ -1,0 +1,59 @@
+"""Exact separable interpolation: the matrix that resizes one axis, antialiased when it shrinks.
+
+The same formula serves NumPy (float64, static views) and JAX (boxes known only at run time), because it is
+written with operators and methods that both kinds of array have.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
+
+
+def linear(distance: AnyArray) -> AnyArray:
+    """Triangle kernel of radius 1: never negative, so what it resizes is mixed convexly."""
+    return (1.0 - abs(distance)).clip(0.0)
+
+
+def cubic(distance: AnyArray) -> AnyArray:
+    """Keys' cubic kernel (a = -0.5) of radius 2: PIL's BICUBIC, with which CLIP preprocesses pictures."""
+    x = abs(distance)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return near * (x <= 1.0) + far * ((x > 1.0) & (x < 2.0))
+
+
+def axis_weights(
+    source: tuple[AnyArray, AnyArray],
+    target: tuple[AnyArray, AnyArray],
+    *,
+    size: int,
+    out: int,
+    kernel: Callable[[AnyArray], AnyArray],
+) -> AnyArray:
+    """Matrices that cut a span out of an axis of `size` cells and resize it into a span of `out` cells.
+
+    Cutting comes first: no cell outside the source span is read. Rows inside the target span add up to 1,
+    the others are 0.
+
+    Args:
+      source: start and stop of the span that is cut, whole numbers of cells, (...).
+      target: start and stop of the span that is filled, whole numbers of cells, (...).
+      size, out: length of the axis before and after.
+      kernel: `linear` or `cubic`; it is widened by the shrinking factor (antialiasing).
+
+    Returns:
+      (..., out, size), in the precision of the spans.
+    """
+    start, stop, first, last = (edge[..., None] for edge in (*source, *target))
+    step = (stop - start) / (last - first)
+    centre = np.arange(out) + 0.5
+    position = (start + (centre - first) * step).clip(start, stop)
+    cell: Any = np.arange(size) + 0.5
+    weights = kernel((cell - position[..., None]) / step.clip(1.0)[..., None])
+    weights = weights * ((cell > start) & (cell < stop))[..., None, :]
+    weights = weights / weights.sum(-1, keepdims=True)
+    return weights * ((centre > first) & (centre < last))[..., None]
