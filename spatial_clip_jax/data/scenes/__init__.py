@@ -1,0 +1,1 @@
+"""The bundled world: procedural pictures with exact masks, parts, attributes, relations and captions."""

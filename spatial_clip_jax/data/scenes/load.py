@@ -1,0 +1,59 @@
+"""The world on disk: prepared once per folder, read back as annotated pictures."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from spatial_clip_jax.data.scenes import vocabulary as v
+from spatial_clip_jax.data.scenes.annotations import AnnotatedObject, AnnotatedPart, AnnotatedPicture
+from spatial_clip_jax.data.scenes.builder import RELATIONS, Scenes
+
+
+def prepare(config: str, data_dir: Path) -> Path:
+    """Writes the world `config` ("quickstart", "full", "mini") below `data_dir` unless it is there; its folder."""
+    builder = Scenes(config=config, data_dir=str(data_dir), file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_path)
+
+
+def load_annotated(folder: Path, split: str, limit: int | None = None) -> list[AnnotatedPicture]:
+    """The first `limit` pictures of an annotated split ("validation", "test", "test_single") with all that is known."""
+    builder = tfds.builder_from_directory(str(folder))
+    if split not in builder.info.splits:
+        raise ValueError(f"no split {split!r} in {folder}; it has {', '.join(sorted(builder.info.splits))}")
+    raw = {name: tfds.decode.SkipDecoding() for name in ("image", "instances", "parts")}
+    source = builder.as_data_source(split, decoders=raw)
+    return [_annotated(source[i]) for i in range(min(len(source), limit or len(source)))]
+
+
+def _annotated(record: dict[str, Any]) -> AnnotatedPicture:
+    listed, parts, relations = record["objects"], record["object_parts"], record["relations"]
+    if not len(listed["name"]):
+        raise ValueError("this split holds pictures without annotations")
+    objects = tuple(_object(listed, parts, i) for i in range(len(listed["name"])))
+    rows = zip(relations["subject"], relations["relation"], relations["object"], strict=True)
+    triples = tuple((int(a), RELATIONS[int(r)], int(b)) for a, r, b in rows)
+    image, instances, labels = (_decoded(record[name]) for name in ("image", "instances", "parts"))
+    return AnnotatedPicture(image, instances, labels, objects, triples)
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(data)))
+
+
+def _object(listed: dict[str, Any], parts: dict[str, Any], i: int) -> AnnotatedObject:
+    name, colour = v.CLASS_NAMES[int(listed["name"][i])], v.COLOUR_NAMES[int(listed["colour"][i])]
+    phrase = f"{colour} {name}"
+    own = tuple(_part(parts, j, phrase) for j, owner in enumerate(parts["object"]) if int(owner) == i)
+    texture, size = v.TEXTURES[int(listed["texture"][i])], v.SIZE_NAMES[int(listed["size"][i])]
+    box = np.asarray(listed["box"][i], np.float32)
+    return AnnotatedObject(name, colour, texture, size, phrase, box, bool(listed["seen"][i]), own)
+
+
+def _part(parts: dict[str, Any], j: int, whole: str) -> AnnotatedPart:
+    name, colour = parts["name"][j].decode(), v.COLOUR_NAMES[int(parts["colour"][j])]
+    return AnnotatedPart(name, colour, int(parts["id"][j]), f"{colour} {name} of the {whole}")

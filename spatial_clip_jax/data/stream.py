@@ -1,0 +1,179 @@
+"""An endless, shuffled, exactly resumable stream of picture batches.
+
+The order is one infinite sequence of record numbers, shuffled anew each epoch by index arithmetic alone.
+Hosts take turns in it, so its position is one number, whatever the number of hosts. A corrupt picture is
+replaced, not dropped: dropping would shift the sequence on one host alone.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import UInt8
+
+from spatial_clip_jax.data.decode import decode_image
+from spatial_clip_jax.data.resize import resized
+from spatial_clip_jax.data.sources import Source
+
+logger = logging.getLogger(__name__)
+
+RESIZES = ("crop", "stretch")
+NAMED = 10
+SUBSTITUTES = 100
+# The share of corrupt records is judged only after this many, or a whole epoch if that is shorter.
+ENOUGH = 1000
+
+
+class PictureStream:
+    """Iterates over `{"image": uint8 (b,H,W,3), "index": int64 (b,)}`; b is this host's part of a batch."""
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        size: tuple[int, int],
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        *,
+        resize: str = "crop",
+        max_corrupt_fraction: float = 0.01,
+        threads: int = 0,
+    ) -> None:
+        """Opens the stream at its beginning; nothing is read before the first batch.
+
+        Args:
+          source: the records.
+          batch_size: pictures a batch over all hosts.
+          size: (H, W) of every picture.
+          seed: of the order and of the substitutes.
+          process_index: this host.
+          process_count: the number of hosts.
+          resize: "crop" or "stretch", see `fitted`.
+          max_corrupt_fraction: a larger share of corrupt records ends the stream with an error.
+          threads: decoding threads; 0 for one a core, 16 at most.
+
+        Raises:
+          ValueError: on an empty source, a batch that the hosts cannot share equally, or an unknown `resize`.
+        """
+        if resize not in RESIZES:
+            raise ValueError(f"Unknown resize {resize!r}; the valid ones are {list(RESIZES)}.")
+        if batch_size < 1 or batch_size % process_count:
+            raise ValueError(f"batch_size {batch_size} cannot be shared equally by {process_count} hosts.")
+        if not len(source):
+            raise ValueError("The source holds no record.")
+        self._batch_size, self._process_count = batch_size, process_count
+        self._loader = _Loader(source, size, seed, resize, max_corrupt_fraction)
+        threads = threads or min(os.cpu_count() or 1, 16)
+        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        order = order.map_with_index(lambda position, index: (position, index))[process_index::process_count]
+        # Threads, not worker processes: decoding frees the GIL, and nothing has to be forked or pickled.
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        pictures = order.map(self._loader).to_iter_dataset(options)
+        self._iterator: Any = iter(pictures.batch(batch_size // process_count, drop_remainder=True))
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """Returns the next batch.
+
+        Raises:
+          ValueError: if too many records are corrupt.
+        """
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, int]:
+        """Returns the position after the last batch: pictures handed out, by all hosts together."""
+        return {"position": self._iterator.get_state()["next_index"] * self._process_count}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Moves to a position from `get_state`, which may come from another process or number of hosts."""
+        self._iterator.set_state({"next_index": state["position"] // self._process_count})
+
+    def counters(self) -> dict[str, int]:
+        """Returns `corrupt_records`: distinct ones that this host has met since it started."""
+        return {"corrupt_records": len(self._loader.corrupt)}
+
+
+def fitted(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], mode: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns a picture at a fixed size (H, W).
+
+    Args:
+      picture: any size.
+      size: the height and width wanted.
+      mode: "crop" takes the largest centred region of the wanted shape, "stretch" all of the picture.
+    """
+    if mode == "crop":
+        height, width = picture.shape[:2]
+        scale = min(height / size[0], width / size[1])
+        rows, columns = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+        top, left = (height - rows) // 2, (width - columns) // 2
+        picture = picture[top : top + rows, left : left + columns]
+    return resized(picture, size)
+
+
+class _Loader:
+    """Reads, decodes and resizes one record; called from several threads."""
+
+    def __init__(
+        self, source: Source, size: tuple[int, int], seed: int, resize: str, max_corrupt_fraction: float
+    ) -> None:
+        self._source, self._size, self._seed, self._resize = source, size, seed, resize
+        self._max_corrupt_fraction = max_corrupt_fraction
+        self._lock = threading.Lock()
+        self._seen = 0
+        self.corrupt: dict[int, str] = {}
+
+    def __call__(self, place: tuple[int, int]) -> dict[str, Any]:
+        position, index = place
+        image = self._load(index)
+        if image is None:
+            image, index = self._substitute(position)
+        self._judge()
+        return {"image": image, "index": np.int64(index)}
+
+    def _load(self, index: int) -> np.ndarray | None:
+        record = self._source[index]
+        try:
+            image = decode_image(record["image"], record["name"], at_least=max(self._size))
+        except ValueError as error:
+            self._count(index, record["name"], error)
+            return None
+        return fitted(image, self._size, self._resize)
+
+    def _substitute(self, position: int) -> tuple[np.ndarray, int]:
+        """Returns the first sound one of a sequence of records that seed and position alone fix."""
+        rng = np.random.default_rng((self._seed, position))
+        for index in rng.integers(len(self._source), size=SUBSTITUTES):
+            image = self._load(int(index))
+            if image is not None:
+                return image, int(index)
+        raise ValueError(f"{SUBSTITUTES} records in a row cannot be decoded. {self._names()}")
+
+    def _count(self, index: int, name: str, error: ValueError) -> None:
+        with self._lock:
+            if index in self.corrupt:
+                return
+            self.corrupt[index] = name
+            if len(self.corrupt) <= NAMED:
+                logger.warning("corrupt record %d replaced: %s", index, error)
+            if len(self.corrupt) == NAMED:
+                logger.warning("further corrupt records are counted, not named")
+
+    def _judge(self) -> None:
+        with self._lock:
+            self._seen += 1
+            share = len(self.corrupt) / self._seen
+        if self._seen >= min(ENOUGH, len(self._source)) and share > self._max_corrupt_fraction:
+            raise ValueError(
+                f"{len(self.corrupt)} of {self._seen} records are corrupt, more than max_corrupt_fraction = "
+                f"{self._max_corrupt_fraction}. {self._names()}"
+            )
+
+    def _names(self) -> str:
+        return f"The first corrupt ones: {list(self.corrupt.values())[:NAMED]}."

@@ -1,0 +1,72 @@
+"""CLIP's byte-level BPE: reading a `tokenizer.json`, and making a small one from captions."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
+# The splitting pattern of OpenAI's CLIP: contractions, letters, single digits, anything else.
+WORDS = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a `tokenizer.json`; FileNotFoundError or ValueError says what is wrong with it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}: the checkpoint folder needs a tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for every kind of bad file
+        raise ValueError(f"{path} is not a tokenizer.json that the tokenizers library reads: {error}") from error
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], context_length: int) -> Int[np.ndarray, "k t"]:
+    """Token ids (k, context_length), int32: BOS, text, EOS, then EOS as padding; long texts keep their EOS."""
+    bos, eos = (tokenizer.token_to_id(token) for token in (BOS, EOS))
+    ids = np.full((len(texts), context_length), eos, np.int32)
+    for row, encoding in zip(ids, tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True):
+        words = encoding.ids[: context_length - 2]
+        row[: len(words) + 1] = [bos, *words]
+    return ids
+
+
+def train_tokenizer(texts: Iterable[str], merges: int) -> Tokenizer:
+    """A BPE of CLIP's form: every byte with and without the word end, then `merges` merges, then BOS and EOS.
+
+    All bytes are in the vocabulary, so no text is out of reach, as in OpenAI's tokenizer.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    base = [*alphabet, *(c + END_OF_WORD for c in alphabet)]
+    learner = _assembled(models.BPE(end_of_word_suffix=END_OF_WORD))
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(base) + merges, initial_alphabet=alphabet, end_of_word_suffix=END_OF_WORD, show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    pairs = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    tokens = dict.fromkeys([*base, *("".join(pair) for pair in pairs), BOS, EOS])
+    model = models.BPE(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=pairs,
+        unk_token=EOS,
+        end_of_word_suffix=END_OF_WORD,
+        continuing_subword_prefix="",
+    )
+    tokenizer = _assembled(model)
+    tokenizer.add_special_tokens([BOS, EOS])
+    ids = [(token, tokenizer.token_to_id(token)) for token in (EOS, BOS)]
+    tokenizer.post_processor = processors.RobertaProcessing(*ids, trim_offsets=False, add_prefix_space=False)
+    return tokenizer
+
+
+def _assembled(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(WORDS, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return tokenizer

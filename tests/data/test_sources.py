@@ -1,0 +1,118 @@
+"""Sources: folders of pictures, and TFDS datasets in ArrayRecord format read without TensorFlow."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from spatial_clip_jax.data.decode import decode_image
+from spatial_clip_jax.data.sources import open_source
+
+COUNT = 12
+
+
+def jpeg(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), (shade, shade, shade)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+class Shades(tfds.core.GeneratorBasedBuilder):
+    """Grey pictures."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"image": tfds.features.Image(shape=(None, None, 3)), "shade": np.int64}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager: object) -> dict:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+        for shade in range(COUNT):
+            yield shade, {"image": io.BytesIO(jpeg(10 * shade)), "shade": shade}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    builder = Shades(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def test_tfds_gives_encoded_bytes_and_the_other_features(dataset: Path) -> None:
+    source = open_source({"kind": "tfds", "path": str(dataset), "split": "train"})
+    assert len(source) == COUNT
+    records = [source[index] for index in range(COUNT)]
+    assert sorted(record["shade"] for record in records) == list(range(COUNT))
+    for index, record in enumerate(records):
+        assert record["image"] == jpeg(10 * record["shade"]) and record["name"] == f"train[{index}]"
+        np.testing.assert_allclose(decode_image(record["image"]), 10 * record["shade"], atol=2)
+    assert len(open_source({"kind": "tfds", "path": str(dataset), "split": "train[:50%]"})) == COUNT // 2
+
+
+def test_tfds_needs_no_tensorflow(dataset: Path) -> None:
+    script = (
+        "import sys\n"
+        "from spatial_clip_jax.data.sources import open_source\n"
+        f"source = open_source({{'kind': 'tfds', 'path': {str(dataset)!r}, 'split': 'train'}})\n"
+        "assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'\n"
+        "print(len(source[0]['image']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+
+
+def test_tfds_errors_list_what_there_is(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train'\]"):
+        open_source({"kind": "tfds", "path": dataset, "split": "test"})
+    with pytest.raises(FileNotFoundError, match=r"no dataset_info.json.*holds \['1.0.0'\]"):
+        open_source({"kind": "tfds", "path": dataset.parent, "split": "train"})
+    with pytest.raises(FileNotFoundError, match="does not exist either"):
+        open_source({"kind": "tfds", "path": tmp_path / "no" / "thing", "split": "train"})
+    with pytest.raises(ValueError, match="'web'; the valid ones are"):
+        open_source({"kind": "web", "path": tmp_path})
+
+
+def test_tfds_in_another_format_is_refused(tmp_path: Path) -> None:
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None, None, 3))})
+    info = tfds.core.DatasetInfo(builder=Shades(data_dir=str(tmp_path), file_format="tfrecord"), features=features)
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[1],
+        num_bytes=1,
+        filename_template=tfds.core.ShardedFileTemplate(
+            dataset_name="shades", data_dir=tmp_path, split="train", filetype_suffix="tfrecord"
+        ),
+    )
+    info.set_splits(tfds.core.splits.SplitDict([split]))
+    info.write_to_directory(tmp_path)
+    with pytest.raises(ValueError, match="stored as tfrecord.*file_format='array_record'"):
+        open_source({"kind": "tfds", "path": tmp_path, "split": "train"})
+
+
+def test_folder_is_sorted_at_any_depth(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a/z.JPG", "a/c.jpeg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(len(name)))
+    source = open_source({"kind": "folder", "path": str(tmp_path)})
+    assert [source[index]["name"] for index in range(len(source))] == ["a/c.jpeg", "a/z.JPG", "b.jpg"]
+    assert source[2]["image"] == jpeg(5)
+
+
+def test_folder_errors_list_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"no folder .*pictures.*holds \['notes.txt'\]"):
+        open_source({"kind": "folder", "path": tmp_path / "pictures"})
+    with pytest.raises(FileNotFoundError, match=r".jpg.* at any depth below.*holds \['notes.txt'\]"):
+        open_source({"kind": "folder", "path": tmp_path})

@@ -1,0 +1,45 @@
+"""Our encoding is CLIP's: the same ids as transformers' own tokenizer reads from the same file."""
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from spatial_clip_jax.data.tokenizer import BOS, EOS, encode, load_tokenizer, train_tokenizer
+
+TEXTS = ["A photo of a red circle.", "the  dog's   2nd ball!", "naïve 犬 \N{GRINNING FACE}", "", "red red red " * 20]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["a photo of a red circle", "a blue square and a dog's ball"] * 5, merges=60)
+
+
+def test_ids_are_those_of_transformers(tokenizer, tmp_path):
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 16}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs.pad_token = EOS
+    expected = theirs(TEXTS, padding="max_length", truncation=True, max_length=16)["input_ids"]
+    ours = encode(load_tokenizer(tmp_path / "tokenizer.json"), TEXTS, 16)
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_every_text_begins_and_ends(tokenizer):
+    ids = encode(tokenizer, TEXTS, 12)
+    vocabulary = tokenizer.get_vocab()
+    assert (ids[:, 0] == vocabulary[BOS]).all() and (ids[:, -1] == vocabulary[EOS]).all()
+
+
+def test_no_text_is_out_of_reach(tokenizer):
+    """Bytes are in the vocabulary, so unseen scripts decode to what they were."""
+    assert tokenizer.decode(tokenizer.encode("犬 naïve", add_special_tokens=False).ids).replace("</w>", " ").strip()
+    ids = tokenizer.encode("犬", add_special_tokens=False).ids
+    assert len(ids) == 3 and tokenizer.get_vocab()[EOS] not in ids
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="tokenizer.json is not"):
+        load_tokenizer(tmp_path / "tokenizer.json")
