@@ -1,0 +1,1 @@
+"""Measures a way of reading dense maps against pictures whose contents are known."""

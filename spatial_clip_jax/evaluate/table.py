@@ -1,0 +1,29 @@
+"""The benchmark as a table."""
+
+from collections.abc import Mapping, Sequence
+
+from spatial_clip_jax.evaluate.benchmark import METRICS
+
+
+def format_table(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = METRICS) -> str:
+    """An aligned Markdown table, readable as plain text: the best of each metric in bold, a dash for none."""
+    best = best_rows(scores, metrics)
+    lines = [["row", *metrics], ["---"] + ["---:"] * len(metrics)]
+    for row, values in scores.items():
+        lines.append([row, *(_cell(values.get(metric), row in best[metric]) for metric in metrics)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def _cell(value: float | None, best: bool) -> str:
+    text = "-" if value is None else f"{value:.3f}"
+    return f"**{text}**" if best else text
+
+
+def best_rows(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = METRICS) -> dict[str, set[str]]:
+    """For each metric the rows whose score is highest at three decimals."""
+    best = {}
+    for metric in metrics:
+        rounded = {row: round(values[metric], 3) for row, values in scores.items() if metric in values}
+        best[metric] = {row for row, value in rounded.items() if value == max(rounded.values())}
+    return best

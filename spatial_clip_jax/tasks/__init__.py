@@ -1,0 +1,1 @@
+"""Answers from dense maps in text space: pure functions of arrays, with no model inside."""
