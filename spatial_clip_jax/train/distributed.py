@@ -1,0 +1,95 @@
+"""Several hosts: joining them, and agreeing on when to stop."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
+
+
+def initialize(distributed: str | Mapping[str, Any]) -> None:
+    """Joins this process to the others; call it before anything touches a device.
+
+    Args:
+      distributed: "off" for one process; "auto" where the cluster tells (TPU, Slurm, Kubernetes, Open MPI);
+        or the arguments of `jax.distributed.initialize`: coordinator_address, num_processes, process_id.
+
+    Raises:
+      ValueError: on anything else.
+    """
+    if distributed == "off" or jax.distributed.is_initialized():
+        return
+    if distributed == "auto":
+        jax.distributed.initialize()
+    elif isinstance(distributed, Mapping):
+        jax.distributed.initialize(**distributed)
+    else:
+        raise ValueError(f"config.distributed is {distributed!r}; it must be 'off', 'auto' or a dict.")
+    logger.info("process %d of %d, %d devices", jax.process_index(), jax.process_count(), jax.device_count())
+
+
+def is_main() -> bool:
+    """Returns whether this process is the one that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def from_main(value: bool) -> bool:
+    """Returns the first host's value, on every host."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def barrier(name: str) -> None:
+    """Waits until every host has come here."""
+    multihost_utils.sync_global_devices(name)
+
+
+class StopSignal:
+    """Turns Ctrl-C and SIGTERM into a wish to stop after the current step; a second Ctrl-C stops at once.
+
+    With several hosts the wish goes through JAX's preemption service, which lets all of them stop after the
+    same step whichever of them was told.
+    """
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            handlers = (
+                {signal.SIGINT: self._forward}
+                if jax.process_count() > 1
+                else {signal.SIGINT: self._receive, signal.SIGTERM: self._receive}
+            )
+            self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def received(self, step: int) -> int:
+        """Returns the signal after which every host is to stop at this step, or 0."""
+        if jax.process_count() > 1:
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+        return self._received
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,169 @@
+"""The training loop."""
+
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from spatial_clip_jax.train import distributed, sharding
+from spatial_clip_jax.train.checkpoint import Checkpoints
+from spatial_clip_jax.train.metrics import Recorder, check_finite
+from spatial_clip_jax.train.optimizer import make_optimizer
+from spatial_clip_jax.train.prefetch import Prefetch
+from spatial_clip_jax.train.settings import Settings, read_settings
+from spatial_clip_jax.train.state import TrainState, new_state
+from spatial_clip_jax.train.step import make_train_step
+from spatial_clip_jax.train.task import Evaluate, Task
+from spatial_clip_jax.train.workdir import claim_workdir
+
+logger = logging.getLogger(__name__)
+
+# Folded into the seed for the parameters' key; steps fold in their own number, which never gets this large.
+INIT_FOLD = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+      state: the state after the last step, on its shardings.
+      summary: `steps`, `images_per_second`, `data_wait_fraction` and the task's counters, on the first host.
+    """
+
+    state: TrainState
+    summary: dict[str, float | int]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from step to step."""
+
+    task: Task
+    settings: Settings
+    config: dict[str, Any]
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    shardings: TrainState
+    frozen: Any
+
+
+def train(
+    config: ml_collections.ConfigDict, task: Task, workdir: Path, evaluate: Evaluate | None = None
+) -> TrainResult:
+    """Trains until `config.steps`, going on from the workdir's newest checkpoint if there is one.
+
+    Args:
+      config: see `settings.Settings` for the fields used; others are left to other readers.
+      task: what to train.
+      workdir: the run's folder; gets config.json, checkpoints/, metrics.jsonl and events/.
+      evaluate: `(step, params) -> dict of numbers`, every `config.evaluate_every` steps and at the end.
+
+    Raises:
+      ValueError: on a config that does not fit, or a workdir of another run.
+      FloatingPointError: if the loss or the gradient stops being finite.
+      SystemExit: with 130 after Ctrl-C or 143 after SIGTERM, once the current step is done and saved.
+    """
+    settings = read_settings(config)
+    distributed.initialize(settings.distributed)
+    resolved = claim_workdir(workdir, config)
+    mesh = sharding.make_mesh(settings.mesh)
+    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", settings.checkpoint.keep) as checkpoints:
+        run = _prepare(task, settings, resolved, mesh)
+        state = _restore(run, checkpoints) or _initialise(run)
+        with Recorder(workdir, int(state.step), settings.steps, settings.batch_size) as recorder:
+            state = _loop(run, state, checkpoints, recorder, evaluate)
+            summary = {"steps": settings.steps, **recorder.summary(), **task.counters()}
+    return TrainResult(state, summary)
+
+
+def _loop(
+    run: _Run, state: TrainState, checkpoints: Checkpoints, recorder: Recorder, evaluate: Evaluate | None
+) -> TrainState:
+    settings, step = run.settings, int(state.step)
+    metrics: dict[str, Any] = {}
+    run_step = make_train_step(run.task.loss_fn, run.optimizer, run.shardings, settings.seed)
+    place = sharding.batch_sharding(run.mesh, settings.batch_size)
+    with distributed.StopSignal() as stop, Prefetch(run.task.batches, place, settings.batch_size) as batches:
+        while True:
+            if evaluate and _due(step, settings.evaluate_every, settings) and not recorder.evaluated(step):
+                recorder.evaluation(step, evaluate(step, state.params))
+            if step == settings.steps:
+                return state
+            batch, waited = batches.next(metrics)
+            state, metrics = run_step(state, run.frozen, batch)
+            step += 1
+            recorder.add(metrics, waited)
+            received = stop.received(step)
+            if received or _due(step, settings.log_every, settings):
+                recorder.log(step, run.task.counters())
+            if received or _due(step, settings.checkpoint.every_steps, settings):
+                check_finite(step, [jax.device_get(metrics)])
+                checkpoints.save(state, batches.get_state(), run.config)
+            if received:
+                _leave(step, received, checkpoints)
+
+
+def _due(step: int, every: int, settings: Settings) -> bool:
+    return step == settings.steps or (step > 0 and every > 0 and step % every == 0)
+
+
+def _leave(step: int, received: int, checkpoints: Checkpoints) -> None:
+    checkpoints.wait()
+    name = signal.Signals(received).name
+    logger.warning("%s: saved after step %d; the same command goes on from there", name, step)
+    raise SystemExit(128 + received)
+
+
+def _prepare(task: Task, settings: Settings, config: dict[str, Any], mesh: Mesh) -> _Run:
+    """Works out all shapes and shardings, without a parameter in memory, and places the frozen part."""
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    key, make = _init_key(settings), task.params
+    params = jax.eval_shape(make, key) if callable(make) else _abstract(make)
+    trees = {"params": params, "frozen": _abstract(task.frozen)}
+    places = sharding.match_rules(trees, settings.sharding, mesh)
+    abstract = jax.eval_shape(lambda tree: new_state(tree, optimizer), params)
+    shardings = sharding.state_shardings(abstract, places["params"], mesh)
+    sharding.log_table("trained", params, places["params"])
+    sharding.log_table("frozen", trees["frozen"], places["frozen"])
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
+    )
+    frozen = jax.device_put(task.frozen, places["frozen"])
+    return _Run(task, settings, config, mesh, optimizer, abstract, shardings, frozen)
+
+
+def _restore(run: _Run, checkpoints: Checkpoints) -> TrainState | None:
+    restored = checkpoints.restore(run.abstract)
+    if restored is None:
+        return None
+    run.task.batches.set_state(restored.data_state)
+    logger.info("going on from the checkpoint of step %d", int(restored.state.step))
+    return restored.state
+
+
+def _initialise(run: _Run) -> TrainState:
+    """Creates the state of a new run, every leaf only ever under its own sharding."""
+    make: Callable[[Any], Any] | dict[str, Any] = run.task.params
+    if callable(make):
+        start = jax.jit(lambda key: new_state(make(key), run.optimizer), out_shardings=run.shardings)
+        return start(_init_key(run.settings))
+    # A copy, since the loop donates its state and the caller keeps its arrays.
+    params = jax.device_put(make, run.shardings.params, may_alias=False)
+    return jax.jit(lambda tree: new_state(tree, run.optimizer), out_shardings=run.shardings)(params)
+
+
+def _init_key(settings: Settings) -> Any:
+    return jax.random.fold_in(jax.random.key(settings.seed), INIT_FOLD)
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.eval_shape(lambda: tree)

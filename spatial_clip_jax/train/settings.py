@@ -1,0 +1,111 @@
+"""The part of a config that the training loop reads, checked in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import ml_collections
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How the parameters move.
+
+    Attributes:
+      learning_rate: the highest rate, reached after the warm-up.
+      name: "adamw", or "muon": orthogonalised momentum for the weight matrices and AdamW for the rest.
+      warmup_steps: steps over which the rate rises linearly from zero.
+      schedule: "cosine" falls to zero at the last step, "constant" stays.
+      weight_decay: decay, times the rate, of leaves with two or more axes; biases and norms have none.
+      b1, b2, eps: Adam's.
+      clip_norm: largest global norm of the gradient; 0 for none.
+      multipliers: ordered (path regex, factor) pairs for the rate; the first that matches a leaf counts.
+    """
+
+    learning_rate: float
+    name: str = "adamw"
+    warmup_steps: int = 0
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+    multipliers: tuple[Any, ...] | list[Any] = ()
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """How often to save, in steps, and how many of the newest checkpoints to keep."""
+
+    every_steps: int = 1000
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop reads from a config; the attributes are the config's own field names.
+
+    Attributes:
+      steps: length of the run.
+      batch_size: pictures a step over all hosts.
+      seed: of the parameters and of every step's random key.
+      optimizer: see `OptimizerSettings`.
+      mesh: device count along "data", "fsdp" and "model"; one may be -1, for all that is left.
+      sharding: ordered (path regex, spec) pairs, see `sharding.py`.
+      checkpoint: see `CheckpointSettings`.
+      log_every: steps between two lines of metrics.
+      evaluate_every: steps between two evaluations; 0 for only the one at the end.
+      distributed: see `distributed.initialize`.
+    """
+
+    steps: int
+    batch_size: int
+    seed: int
+    optimizer: OptimizerSettings
+    mesh: dict[str, int] = field(default_factory=lambda: {"data": -1, "fsdp": 1, "model": 1})
+    sharding: tuple[Any, ...] | list[Any] = ((".*", "replicate"),)
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log_every: int = 50
+    evaluate_every: int = 0
+    distributed: Any = "off"
+
+
+def read_settings(config: ml_collections.ConfigDict) -> Settings:
+    """Returns the loop's settings from a config, which may hold other fields for other readers.
+
+    Raises:
+      ValueError: on a missing field, an unknown one in `optimizer` or `checkpoint`, or a number below 1.
+    """
+    values = config.to_dict()
+    known = {f.name: values[f.name] for f in fields(Settings) if f.name in values}
+    sections = {"optimizer": OptimizerSettings, "checkpoint": CheckpointSettings}
+    for name, section in sections.items():
+        known[name] = _build(section, known.get(name, {}), f"config.{name}")
+    settings = _build(Settings, known, "config")
+    _check_positive(settings)
+    return settings
+
+
+def _build(section: Any, values: Mapping[str, Any], where: str) -> Any:
+    names = [f.name for f in fields(section)]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise ValueError(f"{where} has unknown fields {unknown}; the valid ones are {names}.")
+    try:
+        return section(**values)
+    except TypeError as error:
+        raise ValueError(f"{where} is incomplete: {error}.") from error
+
+
+def _check_positive(settings: Settings) -> None:
+    numbers = {
+        "steps": settings.steps,
+        "batch_size": settings.batch_size,
+        "log_every": settings.log_every,
+        "checkpoint.every_steps": settings.checkpoint.every_steps,
+        "checkpoint.keep": settings.checkpoint.keep,
+    }
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"config.{name} is {value}; it must be at least 1.")

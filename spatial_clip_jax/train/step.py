@@ -1,0 +1,37 @@
+"""One training step, compiled once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from spatial_clip_jax.train.sharding import replicated
+from spatial_clip_jax.train.state import TrainState
+from spatial_clip_jax.train.task import LossFn, Tree
+
+StepFn = Callable[[TrainState, Tree, Tree], tuple[TrainState, dict[str, Any]]]
+
+
+def make_train_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int
+) -> StepFn:
+    """Returns the jitted step `(state, frozen, batch) -> (state, metrics)`; it consumes the given state.
+
+    Only `params` are differentiated, so there is no backward pass of what the frozen part alone computes. The
+    new state leaves with the shardings the old one came with, so the second call does not compile again.
+    `metrics` holds fp32 scalars: `loss`, `gradient_norm` and the parts that `loss_fn` named.
+    """
+    # A state's step is replicated whatever the rules say, and so are the metrics.
+    everywhere = replicated(shardings.step.mesh)
+
+    def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, parts), grads = gradient(state.params, frozen, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {**parts, "loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))

@@ -1,0 +1,140 @@
+"""Checkpoints as one unit."""
+
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spatial_clip_jax.train.checkpoint import Checkpoints
+from spatial_clip_jax.train.state import TrainState, new_state
+
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+def state(step: int, width: int = 6) -> TrainState:
+    params = {"blocks": {"0": {"kernel": jnp.full((4, width), float(step))}}, "scale": jnp.bfloat16(step)}
+    fresh = new_state(params, OPTIMIZER)
+    moved = jax.tree.map(lambda leaf: leaf + jnp.asarray(step, leaf.dtype), fresh.opt_state)
+    return TrainState(jnp.int32(step), params, moved)
+
+
+def abstract(width: int = 6) -> TrainState:
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state(0, width)
+    )
+
+
+def save(folder: Path, steps: tuple[int, ...], keep: int = 2) -> None:
+    with Checkpoints(folder, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(state(step), {"position": 16 * step}, {"seed": 1, "names": ["a"]})
+
+
+def test_one_unit_comes_back_whole_and_the_oldest_go(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "new", 2) as checkpoints:
+        assert checkpoints.latest() is None and checkpoints.restore(abstract()) is None
+    save(tmp_path, (1, 2, 3))
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert checkpoints.latest() == 3
+        restored = checkpoints.restore(abstract())
+    assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["2", "3"]
+    assert restored.data_state == {"position": 48} and restored.config == {"seed": 1, "names": ["a"]}
+    assert jax.tree.structure(restored.state) == jax.tree.structure(state(3))
+    for ours, theirs in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state(3)), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_donating_a_state_right_after_its_save_is_safe(tmp_path: Path) -> None:
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
+    large = state(5, width=500_000)
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(large, {}, {})
+        jax.block_until_ready(overwrite(large))
+        checkpoints.wait()
+        restored = checkpoints.restore(abstract(width=500_000))
+    assert (np.asarray(restored.state.params["blocks"]["0"]["kernel"]) == 5).all()
+
+
+def test_saving_the_same_step_again_changes_nothing(tmp_path: Path) -> None:
+    save(tmp_path, (4,))
+    save(tmp_path, (4, 5))
+    assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["4", "5"]
+
+
+def empty(folder: Path) -> None:
+    for path in (folder / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+def lose_arrays(folder: Path) -> None:
+    for path in (folder / "state" / "d").iterdir():
+        path.unlink()
+
+
+def garble(folder: Path) -> None:
+    (folder / "_CHECKPOINT_METADATA").write_text('{"item')
+
+
+# Orbax leaves some of its reads unawaited once one of them has failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", [empty, lose_arrays, garble])
+def test_damage_falls_back_to_the_one_before(
+    damage: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "checkpoints"
+    save(folder, (1, 2, 3), keep=3)
+    damage(folder / "3")
+    with Checkpoints(folder, 3) as checkpoints:
+        restored = checkpoints.restore(abstract())
+        assert int(restored.state.step) == 2 and restored.data_state == {"position": 32}
+        assert checkpoints.latest() == 2
+        checkpoints.save(state(3), {}, {})
+    assert any("checkpoint 3 is damaged" in record.message for record in caplog.records)
+    assert (tmp_path / "damaged" / "3").is_dir()
+    with Checkpoints(folder, 3) as checkpoints:
+        assert int(checkpoints.restore(abstract()).state.step) == 3
+
+
+def test_one_changed_bit_is_found(tmp_path: Path) -> None:
+    width = 100_000
+    noise = {"blocks": {"0": {"kernel": jax.random.normal(jax.random.key(0), (4, width))}}}
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        checkpoints.save(state(1, width), {}, {})
+        checkpoints.save(
+            TrainState(jnp.int32(2), {**state(2).params, **noise}, state(2, width).opt_state), {}, {}
+        )
+    largest = max((tmp_path / "checkpoints" / "2").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 4  # in the middle of the noise, which no compression guards
+    largest.write_bytes(data)
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        assert int(checkpoints.restore(abstract(width)).state.step) == 1
+    assert (tmp_path / "damaged" / "2").is_dir()
+
+
+def test_half_a_save_is_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, (1,))
+    (tmp_path / "1").rename(tmp_path / "2.orbax-checkpoint-tmp")
+    save(tmp_path, (1,))
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert checkpoints.latest() == 1
+    assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_another_model_is_an_error_that_moves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    save(tmp_path, (1, 2))
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        with pytest.raises(ValueError, match=r"None of the checkpoints \[2, 1\].*If the model changed"):
+            checkpoints.restore(abstract(width=7))
+    assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["1", "2"]
+    assert "set aside" not in caplog.text
