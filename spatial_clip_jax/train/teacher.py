@@ -20,7 +20,7 @@ class CachedTeacher:
     """A stream of batches that gains "teacher": fp16 maps (b, h, w, e) of the batch's pictures.
 
     The files hold one map a record and one flag a record, which is set after the map is written: a killed run finds
-    every flagged map whole, so a resumed run trains on the very same numbers. Nothing is written before the first batch.
+    every flagged map whole, so a resumed run trains on the very same numbers. Nothing is written before a first batch.
     """
 
     def __init__(self, batches: Batches, teacher: Teacher, records: int, shape: tuple[int, int, int], folder: Path):
