@@ -1,0 +1,1 @@
+"""Run configurations: each file's `get_config(arg)` returns an ml_collections.ConfigDict."""

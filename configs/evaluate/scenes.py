@@ -1,0 +1,18 @@
+"""The benchmark table of quickstart, for a model that is already there.
+
+    python -m launch.evaluate --config=configs/evaluate/scenes.py --config.adapter=runs/quickstart --workdir=runs/table
+
+Without an adapter it measures the training-free read-outs and the frozen teacher alone.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arg`: world=quickstart|full|mini."""
+    main = quickstart.get_config(arg)
+    return ConfigDict(
+        dict(model=main.model, adapter="", data=main.data, teacher=main.teacher, benchmark=main.benchmark)
+    )

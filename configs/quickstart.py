@@ -1,0 +1,58 @@
+"""The main job on the bundled model and world: spatial awareness from unlabeled pictures.
+
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+The README holds the measured table and the time it takes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import REPLICATED, parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arg`: steps=N, batch_size=N, seed=N, variant=copy|residual, world=quickstart|full|mini."""
+    values = parse_arg(arg, steps=900, batch_size=16, seed=0, variant="copy", world="quickstart")
+    return ConfigDict(
+        dict(
+            steps=values["steps"],
+            batch_size=values["batch_size"],
+            seed=values["seed"],
+            model="tiny",
+            adapter=dict(variant=values["variant"], blocks=3, readout="plain"),
+            # Input size of the student and of the teacher's whole view, in units of the native one.
+            scale=2.0,
+            data=dict(kind="scenes", world=values["world"], dir="data", split="unlabeled", max_corrupt_fraction=0.01),
+            teacher=dict(
+                rule="affinity",
+                readout="clearclip",
+                windows=((0.5, 0.25), (1.0, 0.5)),
+                temperature=0.2,
+                mix=0.5,
+                sigma=0.25,
+                chunk=None,
+            ),
+            # Keeps every picture's fused map on disk after its first use: right for data seen many times.
+            cache_teacher=True,
+            objectives=dict(
+                fusion_distillation=1.0,
+                centred_weight=0.5,
+                region_alignment=0.1,
+                max_boxes=4,
+                spatial_correlation=0.3,
+                temperature=0.2,
+                flip=True,
+            ),
+            optimizer=dict(name="adamw", learning_rate=1e-3, warmup_steps=50, weight_decay=0.05, clip_norm=1.0),
+            mesh=dict(data=-1, fsdp=1, model=1),
+            sharding=REPLICATED,
+            checkpoint=dict(every_steps=200, keep=2),
+            log_every=10,
+            evaluate_every=0,
+            distributed="off",
+            # Rows of the table, () for all; pictures of each split; the input sizes that the fused rows choose from.
+            benchmark=dict(
+                rows=(), world=values["world"], validation=128, test=256, singles=1024, teacher_scales=(2.0,)
+            ),
+        )
+    )

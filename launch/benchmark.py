@@ -1,0 +1,76 @@
+"""The benchmark on the bundled world's test split: which rows there are, and what is written about them."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from launch.reporting import GLOBAL, write_report
+from spatial_clip_jax.api import SpatialClip
+from spatial_clip_jax.data.scenes.load import load_annotated
+from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
+from spatial_clip_jax.evaluate.readings import Row
+from spatial_clip_jax.evaluate.runner import Benchmark, environment, run_benchmark, write_metrics
+from spatial_clip_jax.evaluate.table import format_table
+from spatial_clip_jax.fusion.settings import FusionSettings
+from spatial_clip_jax.models.readout import READOUTS
+
+logger = logging.getLogger(__name__)
+SCALES = (1.0, 1.5, 2.0)
+PICTURES = 24  # the report chooses its examples among these
+
+
+def benchmark(section: ConfigDict, adapted: SpatialClip, fusion: FusionSettings, world: Path) -> Benchmark:
+    """Measures every row (or those `section.rows` names) on `test`, with settings chosen on `validation`."""
+    rows = all_rows(adapted, fusion, tuple(section.teacher_scales))
+    unknown = set(section.rows) - {row.name for row in rows}
+    if unknown:
+        raise ValueError(f"config.benchmark.rows names {sorted(unknown)}; there are {[row.name for row in rows]}")
+    chosen = [row for row in rows if not section.rows or row.name in section.rows]
+    return run_benchmark(
+        chosen,
+        load_annotated(world, "validation", section.validation),
+        load_annotated(world, "test", section.test),
+        load_annotated(world, "test_single", section.singles),
+        adapted.encode_text,
+        pair_phrases(),
+        progress=logger.info,
+    )
+
+
+def all_rows(adapted: SpatialClip, fusion: FusionSettings, teacher_scales: tuple[float, ...]) -> list[Row]:
+    """`plain`, the training-free read-outs, `fusion`, and where there is an adapter `adapter` and `adapter+fusion`."""
+    original = adapted.without_adapter()
+    rows = [Row(name, _one_pass(original, name), original.encode_image, SCALES) for name in READOUTS]
+    rows.append(Row("fusion", _fused(original, fusion), original.encode_image, teacher_scales))
+    if adapted.adapter_spec:
+        rows.append(Row("adapter", _one_pass(adapted, "adapter"), adapted.encode_image, SCALES))
+        rows.append(Row("adapter+fusion", _multi_scale(adapted, fusion), adapted.encode_image, teacher_scales))
+    return rows
+
+
+def write_results(
+    workdir: Path, adapted: SpatialClip, measured: Benchmark, train: Mapping[str, float], world: Path
+) -> None:
+    """`metrics.json`, `report.html` with pictures of the world's test split, and the table on standard output."""
+    facts = environment()
+    write_metrics(workdir / "metrics.json", measured, train, facts)
+    write_report(workdir, adapted, measured, {**facts, **train}, load_annotated(world, "test", PICTURES))
+    print(format_table({GLOBAL: measured.baseline, **measured.scores}))
+
+
+def _one_pass(model: SpatialClip, readout: str) -> Callable[[np.ndarray, float], Any]:
+    return lambda images, scale: model.dense(images, readout, (scale,))
+
+
+def _fused(model: SpatialClip, fusion: FusionSettings) -> Callable[[np.ndarray, float], Any]:
+    return lambda images, scale: model.dense(images, scales=(scale,), fusion=fusion)
+
+
+def _multi_scale(model: SpatialClip, fusion: FusionSettings) -> Callable[[np.ndarray, float], Any]:
+    settings = dataclasses.replace(fusion, readout="adapter")
+    return lambda images, scale: model.dense(images, scales=(scale,), fusion=settings)

@@ -1,0 +1,28 @@
+"""The benchmark on the bundled world, for a CLIP with or without a trained adapter.
+
+python -m launch.evaluate --config=configs/evaluate/scenes.py --config.adapter=runs/quickstart --workdir=runs/table
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from launch import cli
+from launch.benchmark import benchmark, write_results
+from spatial_clip_jax.api import load
+from spatial_clip_jax.data.scenes.load import prepare
+from spatial_clip_jax.fusion.settings import FusionSettings
+from spatial_clip_jax.train.adaptation import read_section
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Measures, and writes metrics.json and report.html to the workdir."""
+    model = load(config.model, config.adapter or None)
+    fusion = read_section(FusionSettings, config.teacher, "teacher")
+    world = prepare(config.benchmark.world, Path(config.data.dir))
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_results(workdir, model, benchmark(config.benchmark, model, fusion, world), {}, world)
+
+
+if __name__ == "__main__":
+    cli.run(main)

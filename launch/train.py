@@ -1,0 +1,99 @@
+"""The main job: gives a CLIP its spatial awareness back, measures the gain, and exports the result.
+
+python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import logging
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from launch import cli
+from launch.benchmark import benchmark, write_results
+from spatial_clip_jax.api import SpatialClip, load
+from spatial_clip_jax.data.scenes.load import prepare
+from spatial_clip_jax.data.sources import Source, open_source
+from spatial_clip_jax.data.stream import PictureStream
+from spatial_clip_jax.fusion.encoders import fused_maps
+from spatial_clip_jax.fusion.settings import FusionSettings
+from spatial_clip_jax.models.params import Params
+from spatial_clip_jax.models.spec import AdapterSpec
+from spatial_clip_jax.train.adaptation import Objectives, adaptation_loss, read_section
+from spatial_clip_jax.train.loop import TrainResult, train
+from spatial_clip_jax.train.task import Batches, Task
+from spatial_clip_jax.train.teacher import CachedTeacher
+
+logger = logging.getLogger(__name__)
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Trains, exports, measures, reports."""
+    model = load(config.model)
+    adapter = read_section(AdapterSpec, config.adapter, "adapter")
+    result = train(config, adaptation_task(config, model, adapter, workdir), workdir)
+    if jax.process_index():
+        return
+    adapted = model.with_adapter(adapter, jax.device_get(result.state.params))
+    finish(config, adapted, result, workdir)
+
+
+def finish(config: ConfigDict, adapted: SpatialClip, result: TrainResult, workdir: Path) -> None:
+    """Benchmark, report and export of a trained adapter; the export carries the settings chosen on validation."""
+    if config.benchmark is not None:
+        fusion = read_section(FusionSettings, config.teacher, "teacher")
+        world = prepare(config.benchmark.world, Path(config.data.dir))
+        measured = benchmark(config.benchmark, adapted, fusion, world)
+        adapted.settings = measured.settings["adapter"]
+        write_results(workdir, adapted, measured, result.summary, world)
+    adapted.save_pretrained(workdir / "export")
+    logger.info("written: %s", workdir)
+
+
+def adaptation_task(config: ConfigDict, model: SpatialClip, adapter: AdapterSpec, workdir: Path) -> Task:
+    """What `config` asks to train, on the frozen `model`."""
+    towers, params = model.new_adapter(adapter, config.seed)
+    fusion = read_section(FusionSettings, config.teacher, "teacher")
+    objectives = read_section(Objectives, config.objectives, "objectives")
+    model.towers.check(fusion.readout)
+    frozen = {"vision": model.params["vision"]}
+    stream, batches = _batches(config, model, frozen, fusion, workdir)
+    return Task(params, frozen, adaptation_loss(towers, objectives, fusion), batches, stream.counters)
+
+
+def _batches(
+    config: ConfigDict, model: SpatialClip, frozen: Params, fusion: FusionSettings, workdir: Path
+) -> tuple[PictureStream, Batches]:
+    source = _source(config.data)
+    side = round(config.scale * model.spec.vision.image_size)
+    stream = PictureStream(
+        source,
+        config.batch_size,
+        (side, side),
+        config.seed,
+        jax.process_index(),
+        jax.process_count(),
+        max_corrupt_fraction=config.data.max_corrupt_fraction,
+    )
+    if not config.cache_teacher:
+        return stream, stream
+    tokens = side // model.spec.vision.patch_size
+    shape = (tokens, tokens, model.spec.embed_dim)
+    folder = workdir / "teacher" / str(jax.process_index())
+
+    def teacher(images: jax.Array) -> jax.Array:
+        return fused_maps(model.towers, frozen, images, fusion)
+
+    return stream, CachedTeacher(stream, teacher, len(source), shape, folder)
+
+
+def _source(data: ConfigDict) -> Source:
+    """The pictures; the bundled world is written first if it is not there."""
+    if data.kind != "scenes":
+        return open_source(data.to_dict())
+    path = prepare(data.world, Path(data.dir))
+    return open_source({"kind": "tfds", "path": str(path), "split": data.split})
+
+
+if __name__ == "__main__":
+    cli.run(main)

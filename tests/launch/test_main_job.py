@@ -1,0 +1,132 @@
+"""The main job as a user runs it, shrunk: what it writes, that a kill loses nothing, that a mesh changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+SMALL = (
+    f"--config=configs/quickstart.py:world=mini,batch_size=8,steps={STEPS}",
+    "--config.scale=1.0",
+    "--config.teacher.windows=((0.5, 0.5),)",
+    "--config.adapter.blocks=1",
+    "--config.optimizer.warmup_steps=2",
+    "--config.checkpoint.every_steps=1",
+    "--config.log_every=1",
+)
+WITHOUT_TABLE = (*SMALL, "--config.benchmark=None")
+
+
+def start(data: Path, workdir: Path, *settings: str, devices: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launch.train", *settings, f"--config.data.dir={data}", f"--workdir={workdir}"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def adapter(workdir: Path) -> dict[str, np.ndarray]:
+    return load_file(workdir / "export" / "adapter.safetensors")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    """An uninterrupted run on one device, with its table."""
+    workdir = tmp_path_factory.mktemp("whole")
+    rows = (
+        '--config.benchmark.rows=("plain", "fusion", "adapter", "adapter+fusion")',
+        "--config.benchmark.teacher_scales=(1.0,)",
+    )
+    out = finish(start(data, workdir, *SMALL, *rows))
+    assert "adapter+fusion" in out and "global embedding" in out
+    return workdir
+
+
+def test_what_is_written(whole):
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert set(metrics["benchmark"]) == {"plain", "fusion", "adapter", "adapter+fusion"}
+    names = {"pointing", "box_iou50", "miou", "region_top1", "relation_accuracy", "part_pointing", "zero_shot_top1"}
+    for scores in metrics["benchmark"].values():
+        assert names <= set(scores) and all(0 <= value <= 1 for value in scores.values())
+    assert metrics["benchmark"]["adapter"]["zero_shot_top1"] == metrics["benchmark"]["plain"]["zero_shot_top1"]
+    assert {"steps", "images_per_second", "data_wait_fraction", "corrupt_records"} <= set(metrics["train"])
+    assert metrics["environment"]["jax"]
+    curve = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert {"cosine", "region_cosine", "correlation_divergence", "loss"} <= set(curve[-1])
+    report = (whole / "report.html").read_text()
+    assert (
+        "adapter+fusion" in report and "data:image/png;base64," in report and "http" not in report.split("</style>")[1]
+    )
+    assert list((whole / "events").iterdir()) and (whole / "figure.png").stat().st_size > 10_000
+
+
+def test_killed_and_resumed_is_bit_equal(whole, data, tmp_path):
+    process = start(data, tmp_path, *WITHOUT_TABLE)
+    deadline = time.time() + 240
+    while not list(tmp_path.glob("checkpoints/3/**/commit_success.txt")) and time.time() < deadline:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "export").exists()
+    _, err = (resumed := start(data, tmp_path, *WITHOUT_TABLE)).communicate(timeout=300)
+    assert resumed.returncode == 0 and "going on from the checkpoint" in err, err[-3000:]
+    expected, found = adapter(whole), adapter(tmp_path)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_a_mesh_of_eight_trains_the_same(whole, data, tmp_path):
+    mesh = (
+        "--config.mesh.data=4",
+        "--config.mesh.fsdp=2",
+        '--config.sharding=((".*kernel", "fsdp(0)"), (".*", "replicate"))',
+    )
+    finish(start(data, tmp_path, *WITHOUT_TABLE, *mesh, devices=8))
+    expected, found = adapter(whole), adapter(tmp_path)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (("--config.model=no/such",), "no checkpoint folder at 'no/such'"),
+        (("--config.objectives.fusion_distilation=1.0",), "fusion_distilation"),
+        (("--config.adapter.variant=copi",), "'copy' or 'residual'"),
+        (("--config.teacher.readout=gemm",), "unknown read-out 'gemm'"),
+    ],
+)
+def test_wrong_settings_end_in_one_line_and_write_nothing(data, tmp_path, settings, says):
+    process = start(data, tmp_path / "run", *WITHOUT_TABLE, *settings)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and says in err
+    assert "error:" in err and "Traceback" not in err.split("error:")[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_run_is_refused(whole, data):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    _, err = (process := start(data, whole, *SMALL, "--config.seed=7")).communicate(timeout=120)
+    assert process.returncode == 1 and "seed" in err and "Traceback" not in err
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
