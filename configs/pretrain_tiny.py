@@ -13,7 +13,7 @@ from configs.common import REPLICATED, parse_arg
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: steps=N, batch_size=N, seed=N."""
-    values = parse_arg(arg, steps=1700, batch_size=128, seed=0)
+    values = parse_arg(arg, steps=2500, batch_size=64, seed=0)
     return ConfigDict(
         dict(
             **values,
@@ -24,13 +24,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
             caption_words=1.0,
             validation_pictures=512,
             optimizer=dict(
-                name="muon", learning_rate=2e-3, warmup_steps=100, weight_decay=0.05, b2=0.98, clip_norm=1.0
+                name="muon", learning_rate=2e-3, warmup_steps=150, weight_decay=0.05, b2=0.98, clip_norm=1.0
             ),
             mesh=dict(data=-1, fsdp=1, model=1),
             sharding=REPLICATED,
-            checkpoint=dict(every_steps=100, keep=1),
-            log_every=10,
-            evaluate_every=100,
+            checkpoint=dict(every_steps=200, keep=1),
+            log_every=20,
+            evaluate_every=200,
             distributed="off",
         )
     )

@@ -43,13 +43,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 temperature=0.2,
                 flip=True,
             ),
-            optimizer=dict(name="adamw", learning_rate=1e-3, warmup_steps=50, weight_decay=0.05, clip_norm=1.0),
+            # eps as in CLIP: a key bias has no gradient but rounding, which a smaller eps would blow up to full steps.
+            optimizer=dict(
+                name="adamw", learning_rate=1e-3, warmup_steps=50, weight_decay=0.05, eps=1e-6, clip_norm=1.0
+            ),
             mesh=dict(data=-1, fsdp=1, model=1),
             sharding=REPLICATED,
             checkpoint=dict(every_steps=200, keep=2),
             log_every=10,
             evaluate_every=0,
             distributed="off",
+            # Whether the bundled world's benchmark is run at the end; off for other data.
+            measure=True,
             # Rows of the table, () for all; pictures of each split; the input sizes that the fused rows choose from.
             benchmark=dict(
                 rows=(), world=values["world"], validation=128, test=256, singles=1024, teacher_scales=(2.0,)

@@ -25,9 +25,17 @@ def run(command: Callable[[ConfigDict, Path], None]) -> None:
         for name in CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         with user_errors():
-            command(CONFIG.value.lock(), Path(WORKDIR.value))
+            command(CONFIG.value.lock(), Path(str(WORKDIR.value)))
 
-    app.run(main)
+    app.run(main, flags_parser=_parsed)
+
+
+def _parsed(arguments: list[str]) -> list[str]:
+    """absl's own parsing, but a setting that the config does not have or take ends in one line."""
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 def finish(config: ConfigDict, adapted: SpatialClip, result: TrainResult, workdir: Path) -> None:
     """Benchmark, report and export of a trained adapter; the export carries the settings chosen on validation."""
-    if config.benchmark is not None:
+    if config.measure:
         fusion = read_section(FusionSettings, config.teacher, "teacher")
         world = prepare(config.benchmark.world, Path(config.data.dir))
         measured = benchmark(config.benchmark, adapted, fusion, world)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
@@ -62,8 +63,11 @@ def read_adapter(folder: str | Path, vision: VisionSpec | None = None) -> tuple[
     """
     folder = Path(folder)
     config = _read_json(folder / "adapter.json", ADAPTER_FILES)
-    fields = config["vision"].items()
-    made_for = VisionSpec(**{name: tuple(x) if isinstance(x, list) else x for name, x in fields})
+    absent = sorted({"adapter", "vision", "embed_dim"} - config.keys())
+    if absent:
+        raise ValueError(f"{folder / 'adapter.json'} lacks {absent}: it was not written by save_adapter.")
+    fields: Json = {name: tuple(x) if isinstance(x, list) else x for name, x in config["vision"].items()}
+    made_for = VisionSpec(**fields)
     if vision is not None and vision != made_for:
         raise ValueError(f"The adapter in {folder} was made for {made_for}, but the tower is {vision}.")
     spec = AdapterSpec(**config["adapter"])
@@ -131,6 +135,10 @@ def _abstract_adapter(spec: AdapterSpec, vision: VisionSpec, embed_dim: int) -> 
 def _placer(shardings: Shardings | None) -> Place:
     if shardings is None:
         return lambda _, array: jnp.asarray(array)
-    lookup = shardings if callable(shardings) else shardings.__getitem__
-    return lambda path, array: jax.device_put(array, lookup(path))
 
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        if not callable(shardings) and path not in shardings:
+            raise ValueError(f"No sharding is given for the parameter {path!r}: give one for every leaf.")
+        return jax.device_put(array, shardings(path) if callable(shardings) else shardings[path])
+
+    return place

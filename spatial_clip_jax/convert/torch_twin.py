@@ -12,6 +12,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,12 +23,13 @@ from transformers import CLIPModel
 NACLIP_SIGMA = 5.0  # patches
 
 Grid = tuple[int, int]
+Layer = Any  # a CLIPEncoderLayer; only its weights are used, since its call differs between versions
 
 
 class SpatialAdapter(nn.Module):
     """The adapter's weights: K encoder layers and, for the copy variant, a post-norm of its own."""
 
-    def __init__(self, variant: str, blocks: int, vision: nn.Module):
+    def __init__(self, variant: str, blocks: int, vision: Any):
         super().__init__()
         layers = list(vision.encoder.layers)
         sources = layers[-blocks:] if variant == "copy" else [layers[-1]] * blocks
@@ -109,35 +111,35 @@ def resize_positions(table: Tensor, grid: Grid, antialias: bool) -> Tensor:
     return torch.cat([table[:1], resized[0].flatten(1).T])
 
 
-def plain(layer: nn.Module, hidden: Tensor, grid: Grid) -> Tensor:
+def plain(layer: Layer, hidden: Tensor, grid: Grid) -> Tensor:
     """The layer as it was trained."""
     q, k, v = heads(layer, hidden)
     return feed_forward(layer, hidden + output(layer, attend(q, k, v)))
 
 
-def value(layer: nn.Module, hidden: Tensor, grid: Grid) -> Tensor:
+def value(layer: Layer, hidden: Tensor, grid: Grid) -> Tensor:
     """Identity attention, residual and MLP kept."""
     return feed_forward(layer, hidden + maskclip(layer, hidden, grid))
 
 
-def maskclip(layer: nn.Module, hidden: Tensor, grid: Grid) -> Tensor:
+def maskclip(layer: Layer, hidden: Tensor, grid: Grid) -> Tensor:
     """Identity attention alone."""
     return output(layer, heads(layer, hidden)[2])
 
 
-def sclip(layer: nn.Module, hidden: Tensor, grid: Grid) -> Tensor:
+def sclip(layer: Layer, hidden: Tensor, grid: Grid) -> Tensor:
     """Sum of query-query and key-key attention, residual and MLP kept."""
     q, k, v = heads(layer, hidden)
     return feed_forward(layer, hidden + output(layer, attend(q, q, v) + attend(k, k, v)))
 
 
-def clearclip(layer: nn.Module, hidden: Tensor, grid: Grid) -> Tensor:
+def clearclip(layer: Layer, hidden: Tensor, grid: Grid) -> Tensor:
     """Query-query attention alone."""
     q, _, v = heads(layer, hidden)
     return output(layer, attend(q, q, v))
 
 
-def naclip(layer: nn.Module, hidden: Tensor, grid: Grid) -> Tensor:
+def naclip(layer: Layer, hidden: Tensor, grid: Grid) -> Tensor:
     """Key-key attention with a Gaussian of the patches' distance, alone."""
     _, k, v = heads(layer, hidden)
     places = torch.cartesian_prod(*(torch.arange(side, dtype=k.dtype, device=k.device) for side in grid))
@@ -146,12 +148,12 @@ def naclip(layer: nn.Module, hidden: Tensor, grid: Grid) -> Tensor:
     return output(layer, attend(k, k, v, bias))
 
 
-LAST_BLOCKS: dict[str, Callable[[nn.Module, Tensor, Grid], Tensor]] = {
+LAST_BLOCKS: dict[str, Callable[[Layer, Tensor, Grid], Tensor]] = {
     function.__name__: function for function in (plain, value, maskclip, sclip, clearclip, naclip)
 }
 
 
-def heads(layer: nn.Module, hidden: Tensor) -> list[Tensor]:
+def heads(layer: Layer, hidden: Tensor) -> list[Tensor]:
     """Queries, keys and values (b, heads, tokens, channels)."""
     attention, normal = layer.self_attn, layer.layer_norm1(hidden)
     shape = (attention.num_heads, -1)
@@ -164,11 +166,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-def output(layer: nn.Module, mixed: Tensor) -> Tensor:
+def output(layer: Layer, mixed: Tensor) -> Tensor:
     """Output projection of the heads' mixed values."""
     return layer.self_attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
-def feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
+def feed_forward(layer: Layer, hidden: Tensor) -> Tensor:
     """The layer's second half with its residual."""
     return hidden + layer.mlp(layer.layer_norm2(hidden))

@@ -25,7 +25,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], context_length: int) -> Int[np.ndarray, "k t"]:
     """Token ids (k, context_length), int32: BOS, text, EOS, then EOS as padding; long texts keep their EOS."""
-    bos, eos = (tokenizer.token_to_id(token) for token in (BOS, EOS))
+    vocabulary = tokenizer.get_vocab()
+    bos, eos = vocabulary[BOS], vocabulary[EOS]
     ids = np.full((len(texts), context_length), eos, np.int32)
     for row, encoding in zip(ids, tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True):
         words = encoding.ids[: context_length - 2]
@@ -46,9 +47,10 @@ def train_tokenizer(texts: Iterable[str], merges: int) -> Tokenizer:
     )
     learner.train_from_iterator(texts, trainer)
     pairs = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    tokens = dict.fromkeys([*base, *("".join(pair) for pair in pairs), BOS, EOS])
+    names = dict.fromkeys([*base, *("".join(pair) for pair in pairs), BOS, EOS])
+    tokens = {token: i for i, token in enumerate(names)}
     model = models.BPE(
-        vocab={token: i for i, token in enumerate(tokens)},
+        vocab=tokens,
         merges=pairs,
         unk_token=EOS,
         end_of_word_suffix=END_OF_WORD,
@@ -56,8 +58,8 @@ def train_tokenizer(texts: Iterable[str], merges: int) -> Tokenizer:
     )
     tokenizer = _assembled(model)
     tokenizer.add_special_tokens([BOS, EOS])
-    ids = [(token, tokenizer.token_to_id(token)) for token in (EOS, BOS)]
-    tokenizer.post_processor = processors.RobertaProcessing(*ids, trim_offsets=False, add_prefix_space=False)
+    eos, bos = (EOS, tokens[EOS]), (BOS, tokens[BOS])
+    tokenizer.post_processor = processors.RobertaProcessing(eos, bos, trim_offsets=False, add_prefix_space=False)
     return tokenizer
 
 

@@ -84,9 +84,7 @@ def _scale_by_path(multipliers: Sequence[Any]) -> optax.GradientTransformation:
         names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         for pattern, _ in multipliers:
             if not any(re.search(pattern, name) for name in names):
-                raise ValueError(
-                    f"optimizer.multipliers: {pattern!r} matches no parameter, such as {names[:5]}."
-                )
+                raise ValueError(f"optimizer.multipliers: {pattern!r} matches no parameter, such as {names[:5]}.")
         return optax.EmptyState()
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:

@@ -63,8 +63,6 @@ class Prefetch:
         expected = self._batch_size // jax.process_count()
         for leaf in jax.tree.leaves(batch):
             if leaf.shape[:1] != (expected,):
-                raise ValueError(
-                    f"A batch has a leaf {leaf.shape}; its first axis must be {expected} a host."
-                )
+                raise ValueError(f"A batch has a leaf {leaf.shape}; its first axis must be {expected} a host.")
         place = jax.make_array_from_process_local_data
         return jax.tree.map(lambda leaf: place(self._sharding, leaf), batch), self._batches.get_state()

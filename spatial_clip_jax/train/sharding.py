@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "model")
 MIB = 2**20
-LONG_TABLE = 60
+LONG_TABLE = 12
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
@@ -92,9 +92,7 @@ def match_rules(trees: Mapping[str, Any], rules: Sequence[Any], mesh: Mesh) -> d
         name = leaf_name(path)
         specs = [spec for pattern, spec in rules if re.search(pattern, name)]
         if not specs:
-            raise ValueError(
-                f"config.sharding: no rule matches {name}; end the rules with ('.*', 'replicate')."
-            )
+            raise ValueError(f"config.sharding: no rule matches {name}; end the rules with ('.*', 'replicate').")
         return NamedSharding(mesh, _read_spec(specs[0], name, leaf, mesh))
 
     return {key: jax.tree_util.tree_map_with_path(place, tree) for key, tree in trees.items()}
@@ -106,15 +104,11 @@ def _read_spec(spec: Any, name: str, leaf: Any, mesh: Mesh) -> PartitionSpec:
     if isinstance(spec, str):
         tactic = re.fullmatch(r"fsdp(?:\(([\d.]+)\))?", spec)
         if tactic is None:
-            raise ValueError(
-                f"config.sharding: {name} has {spec!r}; valid: 'replicate', 'fsdp', 'fsdp(MIB)', a list."
-            )
+            raise ValueError(f"config.sharding: {name} has {spec!r}; valid: 'replicate', 'fsdp', 'fsdp(MIB)', a list.")
         return _fsdp(name, leaf, mesh, float(tactic[1] or 4))
     entries = [tuple(entry) if isinstance(entry, (list, tuple)) else entry for entry in spec]
     if len(entries) > len(leaf.shape):
-        raise ValueError(
-            f"config.sharding: {name} has shape {leaf.shape}, fewer axes than its spec {list(spec)}."
-        )
+        raise ValueError(f"config.sharding: {name} has shape {leaf.shape}, fewer axes than its spec {list(spec)}.")
     for size, entry in zip(leaf.shape, entries, strict=False):
         _check_entry(entry, size, name, leaf, mesh)
     return PartitionSpec(*entries)
@@ -124,9 +118,7 @@ def _check_entry(entry: Any, size: int, name: str, leaf: Any, mesh: Mesh) -> Non
     axes = entry if isinstance(entry, tuple) else (entry,) if entry else ()
     unknown = [axis for axis in axes if axis not in mesh.shape]
     if unknown:
-        raise ValueError(
-            f"config.sharding: {name} names the axes {unknown}; the mesh has {list(mesh.shape)}."
-        )
+        raise ValueError(f"config.sharding: {name} names the axes {unknown}; the mesh has {list(mesh.shape)}.")
     parts = math.prod(mesh.shape[axis] for axis in axes)
     if size % parts:
         raise ValueError(
@@ -141,9 +133,7 @@ def _fsdp(name: str, leaf: Any, mesh: Mesh, min_mib: float) -> PartitionSpec:
         return PartitionSpec()
     divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
     if not divisible:
-        raise ValueError(
-            f"config.sharding: {name} has shape {shape}, and no axis is divisible by fsdp = {parts}."
-        )
+        raise ValueError(f"config.sharding: {name} has shape {shape}, and no axis is divisible by fsdp = {parts}.")
     chosen = max(divisible, key=lambda axis: shape[axis])
     return PartitionSpec(*["fsdp" if axis == chosen else None for axis in range(chosen + 1)])
 
@@ -153,9 +143,7 @@ def state_shardings(abstract: TrainState, params: Any, mesh: Mesh) -> TrainState
 
     A leaf of the optimizer's state is such a copy if its path ends with a parameter's and has its shape.
     """
-    shapes = {
-        leaf_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.params)
-    }
+    shapes = {leaf_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.params)}
     places = {leaf_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(params)}
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -181,9 +169,7 @@ def log_table(title: str, abstract: Any, shardings: Any) -> None:
     for name, shape, spec, mib in shown:
         logger.info("  %-56s %-20s %-20s %8.2f MiB", name, shape, spec or "replicate", mib)
     if len(shown) < len(rows):
-        logger.info(
-            "  ... and %d smaller ones, %.1f MiB", len(rows) - len(shown), total - sum(r[3] for r in shown)
-        )
+        logger.info("  ... and %d smaller ones, %.1f MiB", len(rows) - len(shown), total - sum(r[3] for r in shown))
 
 
 def _device_mib(leaf: Any, place: NamedSharding) -> float:

@@ -126,3 +126,6 @@ def test_adapter_of_another_tower_is_refused(hf_folder: Path, tmp_path: Path):
         read_adapter(tmp_path, other)
     with pytest.raises(FileNotFoundError, match="adapter.json not found.*adapter.safetensors"):
         read_adapter(hf_folder)
+    (tmp_path / "adapter.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"lacks \['adapter', 'embed_dim', 'vision'\]"):
+        read_adapter(tmp_path)

@@ -1,6 +1,7 @@
 """Loading: parity with transformers at 1e-5 and what must break it; damaged checkpoints; shardings."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -42,11 +43,18 @@ def hf_text(model: CLIPModel, ids: np.ndarray) -> np.ndarray:
     return model.text_projection(model.text_model(torch.from_numpy(ids)).pooler_output).numpy()
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def stages(definition, params, pixels, ids):
+    """Hidden states and both embeddings; compiled once a definition and size."""
+    clip = join_params(definition, params)
+    output = clip.vision(pixels)
+    return [*output.hidden, output.embedding, clip.text(ids)]
+
+
 def worst(model: CLIPModel, clip: Clip, size: tuple[int, int]) -> float:
     """Largest absolute difference over every hidden state and both embeddings."""
     pixels, ids = random_pixels(size), random_ids()
-    output, text = jax.jit(lambda pixels, ids: (clip.vision(pixels), clip.text(ids)))(pixels, ids)
-    ours = [*output.hidden, output.embedding, text]
+    ours = stages(*split_params(clip), pixels, ids)
     theirs = [*hf_vision(model, pixels), hf_text(model, ids)]
     return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
 
@@ -234,6 +242,8 @@ def test_leaves_go_straight_to_their_shardings(hf_folder: Path):
     mapped = flatten_params(split_params(load_clip(hf_folder, {path: rows for path in flat} | {
         "logit_scale": replicated}))[1])
     assert mapped["vision/class_embedding"].sharding == rows
+    with pytest.raises(ValueError, match="No sharding is given for the parameter"):
+        load_clip(hf_folder, {"logit_scale": replicated})
 
 
 def test_compute_type_is_chosen_at_loading(hf_folder: Path):

@@ -23,7 +23,7 @@ SMALL = (
     "--config.checkpoint.every_steps=1",
     "--config.log_every=1",
 )
-WITHOUT_TABLE = (*SMALL, "--config.benchmark=None")
+WITHOUT_TABLE = (*SMALL, "--config.measure=False")
 
 
 def start(data: Path, workdir: Path, *settings: str, devices: int = 1) -> subprocess.Popen[str]:

@@ -1,5 +1,7 @@
 """The bridge between modules and plain dicts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,10 @@ from spatial_clip_jax.models.params import (
 )
 from spatial_clip_jax.models.spec import named_spec
 
-SPEC = named_spec("tiny")
+TINY = named_spec("tiny")
+SPEC = dataclasses.replace(
+    TINY, vision=dataclasses.replace(TINY.vision, layers=2), text=dataclasses.replace(TINY.text, layers=1)
+)
 
 
 def build(rngs) -> Clip:
@@ -38,7 +43,7 @@ def tiny() -> Clip:
 def test_params_are_plain_dicts_with_string_keys_and_arrays_alone(tiny: Clip):
     _, params = split_params(tiny)
     flat = flatten_params(params)
-    assert flat["vision/blocks/3/mlp/fc1/kernel"].shape == (160, 640)
+    assert flat["vision/blocks/1/mlp/fc1/kernel"].shape == (160, 640)
     assert flat["logit_scale"].shape == ()
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in flat.values())
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, unflatten_params(flat), params))

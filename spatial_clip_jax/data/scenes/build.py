@@ -34,7 +34,8 @@ def _drawn(split: Split, indices: list[int], side: int) -> tuple[list[Scene], Re
     if not split.annotated:
         return scenes, drawn
     for attempt in range(1, MAX_ATTEMPTS):
-        hidden = [row for row, scene in enumerate(scenes) if _hides_something(scene, drawn.instances[row])]
+        instances = np.asarray(drawn.instances)
+        hidden = [row for row, scene in enumerate(scenes) if _hides_something(scene, instances[row])]
         if not hidden:
             break
         for row in hidden:
@@ -46,7 +47,7 @@ def _drawn(split: Split, indices: list[int], side: int) -> tuple[list[Scene], Re
 def _render(scenes: list[Scene], side: int) -> Rendering:
     """Renders with the batch padded to its full size, so that one compilation serves every batch."""
     padded = [*scenes, *scenes[:1] * (BATCH - len(scenes))]
-    return Rendering(*(np.asarray(array)[: len(scenes)] for array in render(stack_scenes(padded), side)))
+    return Rendering(*(array[: len(scenes)] for array in render(stack_scenes(padded), side)))
 
 
 def _hides_something(scene: Scene, instances: UInt8[np.ndarray, "h w"]) -> bool:

@@ -44,7 +44,7 @@ def _sample_objects(rng: np.random.Generator, rules: WorldRules, palette: Sequen
     order = np.argsort(-radius)  # small things in front, as when they lie nearer or on top
     radius, sizes = radius[order], sizes[order]
     upright = np.array([v.CLASSES[c].upright for c, _ in pairs])
-    angle = np.where(upright, rng.uniform(-0.35, 0.35, count), rng.uniform(-0.8, 0.8, count))
+    angle = np.where(upright, rng.uniform(-0.25, 0.25, count), rng.uniform(-0.5, 0.5, count))
     return {
         "count": np.array(count, np.int32),
         "cls": _padded(pairs[:, 0], np.int32),
@@ -85,7 +85,7 @@ def _sample_sizes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _sample_textures(rng: np.random.Generator, count: int) -> np.ndarray:
-    return np.where(rng.uniform(size=count) < 0.65, 0, rng.integers(1, len(v.TEXTURES), size=count))
+    return np.where(rng.uniform(size=count) < 0.7, 0, rng.integers(1, len(v.TEXTURES), size=count))
 
 
 def _part_colours(rng: np.random.Generator, pair: np.ndarray) -> np.ndarray:
@@ -123,14 +123,14 @@ def _sample_background(rng: np.random.Generator) -> Scene:
         "seed": np.array(rng.integers(2**32, dtype=np.uint64), np.uint32),
         "ground": muted[:2].astype(np.float32),
         "ground_angle": np.array(rng.uniform(0, 2 * np.pi), np.float32),
-        "noise": np.array((flip[0] < 0.6) * rng.uniform(0.02, 0.1), np.float32),
+        "noise": np.array((flip[0] < 0.4) * rng.uniform(0.02, 0.08), np.float32),
         "patch_colour": muted[2:].astype(np.float32),
         "patch_box": rng.uniform([0, 0, 0.08, 0.08], [1, 1, 0.3, 0.3], (MAX_PATCHES, 4)).astype(np.float32),
         "patch_angle": rng.uniform(0, np.pi, MAX_PATCHES).astype(np.float32),
-        "patch_strength": ((rng.uniform(size=MAX_PATCHES) < 0.4) * (flip[1] < 0.5)).astype(np.float32),
+        "patch_strength": ((rng.uniform(size=MAX_PATCHES) < 0.4) * (flip[1] < 0.4)).astype(np.float32),
         "stroke_ends": rng.uniform(0, 1, (MAX_STROKES, 4)).astype(np.float32),
         "stroke_width": rng.uniform(0.004, 0.014, MAX_STROKES).astype(np.float32),
         "stroke_colour": rng.uniform(0, 1, (MAX_STROKES, 3)).astype(np.float32),
-        "stroke_strength": ((rng.uniform(size=MAX_STROKES) < 0.5) * (flip[2] < 0.4) * 0.9).astype(np.float32),
-        "grain": np.array(rng.uniform(0.0, 0.03), np.float32),
+        "stroke_strength": ((rng.uniform(size=MAX_STROKES) < 0.5) * (flip[2] < 0.3) * 0.9).astype(np.float32),
+        "grain": np.array(rng.uniform(0.0, 0.02), np.float32),
     }

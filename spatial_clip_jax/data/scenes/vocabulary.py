@@ -162,7 +162,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted", "checkered")
 # Half the object's extent as a fraction of the picture's side.
-SIZES: dict[str, tuple[float, float]] = {"small": (0.14, 0.18), "medium": (0.20, 0.27), "large": (0.30, 0.40)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.16, 0.19), "medium": (0.21, 0.28), "large": (0.30, 0.40)}
 
 CLASS_NAMES: tuple[str, ...] = tuple(c.name for c in CLASSES)
 COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)

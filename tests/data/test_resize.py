@@ -1,0 +1,30 @@
+"""Input sizes: whole patches, aspect kept, CLIP's own view as transformers' image processor makes it."""
+
+import numpy as np
+import pytest
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from spatial_clip_jax.data.resize import native_view, resized, scaled_size, stacked, whole_patches
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (50, 90), (131, 40), (200, 201)])
+def test_native_view_is_the_image_processors(shape):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_rescale=False, do_normalize=False
+    )
+    expected = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    np.testing.assert_array_equal(native_view(picture, 32), expected)
+
+
+def test_sizes():
+    assert scaled_size((100, 150), 64, 8) == (64, 96)
+    assert scaled_size((3, 900), 64, 8) == (64, 19200)
+    assert whole_patches((23, 40), 8) == (16, 40) and whole_patches((5, 9), 8) == (8, 8)
+    picture = np.zeros((10, 12, 3), np.uint8)
+    assert resized(picture, (10, 12)) is picture and resized(picture, (4, 5)).shape == (4, 5, 3)
+
+
+def test_batches_hold_one_size():
+    with pytest.raises(ValueError, match="one size at a time"):
+        stacked([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], "dense")
