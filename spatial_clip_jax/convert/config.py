@@ -13,13 +13,27 @@ UNSET_PAD = 1
 
 # transformers leaves fields out of config.json that have their default value.
 TEXT_DEFAULTS: Json = {
-    "vocab_size": 49408, "max_position_embeddings": 77, "hidden_size": 512, "num_hidden_layers": 12,
-    "num_attention_heads": 8, "intermediate_size": 2048, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-    "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": UNSET_PAD,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": UNSET_PAD,
 }
 VISION_DEFAULTS: Json = {
-    "image_size": 224, "patch_size": 32, "hidden_size": 768, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
     "num_channels": 3,
 }
 
@@ -48,15 +62,23 @@ def config_from_spec(spec: ClipSpec) -> Json:
         "dtype": "float32",
         "projection_dim": spec.embed_dim,
         "text_config": {
-            "model_type": "clip_text_model", "vocab_size": text.vocab_size,
-            "max_position_embeddings": text.context_length, "bos_token_id": text.bos_token_id,
-            "eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id,
-            "projection_dim": spec.embed_dim, **_tower_config(text),
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "bos_token_id": text.bos_token_id,
+            "eos_token_id": text.eos_token_id,
+            "pad_token_id": text.pad_token_id,
+            "projection_dim": spec.embed_dim,
+            **_tower_config(text),
         },
         "vision_config": {
-            "model_type": "clip_vision_model", "image_size": vision.image_size,
-            "patch_size": vision.patch_size, "num_channels": 3, "position_resize": vision.position_resize,
-            "projection_dim": spec.embed_dim, **_tower_config(vision),
+            "model_type": "clip_vision_model",
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "num_channels": 3,
+            "position_resize": vision.position_resize,
+            "projection_dim": spec.embed_dim,
+            **_tower_config(vision),
         },
     }
 
@@ -65,11 +87,19 @@ def preprocessor_from_spec(spec: VisionSpec) -> Json:
     """preprocessor_config.json of a CLIPImageProcessor: resize, crop to the native size, normalise."""
     size = spec.image_size
     return {
-        "image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor",
-        "do_convert_rgb": True, "do_resize": True, "size": {"shortest_edge": size}, "resample": 3,
-        "do_center_crop": True, "crop_size": {"height": size, "width": size},
-        "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": list(spec.mean), "image_std": list(spec.std),
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
     }
 
 
@@ -108,8 +138,12 @@ def _text_spec(text: Json) -> TextSpec:
 
 # Our field of either tower's spec: Hugging Face's name for it.
 _TOWER_FIELDS = {
-    "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-    "mlp_width": "intermediate_size", "activation": "hidden_act", "norm_eps": "layer_norm_eps",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "activation": "hidden_act",
+    "norm_eps": "layer_norm_eps",
 }
 
 

@@ -42,9 +42,7 @@ def save_clip(
         _write_weights(staging / "model.safetensors", params, tables.CLIP_TABLE, metadata or {})
 
 
-def save_adapter(
-    folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec
-) -> None:
+def save_adapter(folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec) -> None:
     """Write the adapter beside a CLIP folder's files, with `modeling_spatial_clip.py`, its PyTorch twin."""
     description = {
         "adapter": dataclasses.asdict(adapter_spec),
@@ -72,9 +70,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_weights(
-    path: Path, params: Params, table: tuple[tables.Rule, ...], metadata: Mapping[str, str]
-) -> None:
+def _write_weights(path: Path, params: Params, table: tuple[tables.Rule, ...], metadata: Mapping[str, str]) -> None:
     """All leaves in fp32 under PyTorch's names and layouts."""
     tensors = {}
     for ours, leaf in flatten_params(params).items():
@@ -94,10 +90,15 @@ def _write_tokenizer(folder: Path, tokenizer_json: Path, text: TextSpec) -> None
     if absent:
         raise ValueError(f"{tokenizer_json} has no token for {absent}: it is another text tower's.")
     shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
-    _write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": text.context_length,
-        "unk_token": names[text.eos_token_id], **{role: names[index] for role, index in special.items()},
-    })
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": text.context_length,
+            "unk_token": names[text.eos_token_id],
+            **{role: names[index] for role, index in special.items()},
+        },
+    )
     _write_json(folder / "vocab.json", vocabulary)
     merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"])
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

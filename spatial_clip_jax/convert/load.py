@@ -127,9 +127,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _abstract_adapter(spec: AdapterSpec, vision: VisionSpec, embed_dim: int) -> Params:
-    return abstract_params(
-        lambda rngs: SpatialAdapter(spec, VisionTower(vision, embed_dim, rngs=rngs), rngs=rngs)
-    )[1]
+    return abstract_params(lambda rngs: SpatialAdapter(spec, VisionTower(vision, embed_dim, rngs=rngs), rngs=rngs))[1]
 
 
 def _placer(shardings: Shardings | None) -> Place:

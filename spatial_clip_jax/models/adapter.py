@@ -35,7 +35,7 @@ class SpatialAdapter(nnx.Module):
             return
         if spec.blocks > len(tower.blocks):
             raise ValueError(f"{spec.blocks} blocks to copy, but the tower has {len(tower.blocks)}.")
-        self.blocks = nnx.List([_copy(block) for block in tower.blocks[-spec.blocks:]])
+        self.blocks = nnx.List([_copy(block) for block in tower.blocks[-spec.blocks :]])
         self.post_norm = _copy(tower.post_norm)
 
     def __call__(self, tower: VisionTower, output: VisionOutput) -> Float[Array, "b h w e"]:

@@ -17,8 +17,12 @@ class Clip(nnx.Module):
     """Both towers (Radford et al. 2021); `logit_scale` is the logarithm of the similarity scale."""
 
     def __init__(
-        self, spec: ClipSpec,
-        *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, attention: str = "auto",
+        self,
+        spec: ClipSpec,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        attention: str = "auto",
     ):
         self.spec = spec
         self.vision = VisionTower(spec.vision, spec.embed_dim, rngs=rngs, dtype=dtype, attention=attention)

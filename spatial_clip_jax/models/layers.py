@@ -68,8 +68,14 @@ class Linear(nnx.Module):
     """Linear layer with fp32 parameters, normal initial weights of deviation `std`, computing in `dtype`."""
 
     def __init__(
-        self, inputs: int, outputs: int, std: float,
-        *, rngs: nnx.Rngs, bias: bool = True, dtype: DTypeLike = jnp.float32,
+        self,
+        inputs: int,
+        outputs: int,
+        std: float,
+        *,
+        rngs: nnx.Rngs,
+        bias: bool = True,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.kernel = normal_param((inputs, outputs), std, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
@@ -101,8 +107,14 @@ class Mlp(nnx.Module):
     """Two linear layers with the activation between them."""
 
     def __init__(
-        self, width: int, hidden: int, layers: int, activation: str,
-        *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32,
+        self,
+        width: int,
+        hidden: int,
+        layers: int,
+        activation: str,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.fc1 = Linear(width, hidden, (2 * width) ** -0.5, rngs=rngs, dtype=dtype)
         self.fc2 = Linear(hidden, width, (2 * layers * width) ** -0.5, rngs=rngs, dtype=dtype)
@@ -116,8 +128,14 @@ class SelfAttention(nnx.Module):
     """Multi-head self-attention in pieces, so that read-outs can recombine queries, keys and values."""
 
     def __init__(
-        self, width: int, heads: int, layers: int,
-        *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, impl: str = "auto",
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        impl: str = "auto",
     ):
         std = width**-0.5
         self.q, self.k, self.v = (Linear(width, width, std, rngs=rngs, dtype=dtype) for _ in range(3))
@@ -140,9 +158,7 @@ class SelfAttention(nnx.Module):
         """Output projection of the heads' mixed values."""
         return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
-    def __call__(
-        self, y: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None
-    ) -> Float[Array, "b t d"]:
+    def __call__(self, y: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "b t d"]:
         """Ordinary attention among the normalised tokens `y`; `mask` is True where a query may look."""
         mixed = attention(self.queries(y), self.keys(y), self.values(y), impl=self.impl, mask=mask)
         return self.output(mixed)
@@ -158,17 +174,24 @@ class Block(nnx.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, layers: int, activation: str, norm_eps: float,
-        *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, impl: str = "auto",
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        layers: int,
+        activation: str,
+        norm_eps: float,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        impl: str = "auto",
     ):
         self.norm1 = LayerNorm(width, norm_eps, dtype=dtype)
         self.attention = SelfAttention(width, heads, layers, rngs=rngs, dtype=dtype, impl=impl)
         self.norm2 = LayerNorm(width, norm_eps, dtype=dtype)
         self.mlp = Mlp(width, mlp_width, layers, activation, rngs=rngs, dtype=dtype)
 
-    def __call__(
-        self, x: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None
-    ) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "b t d"]:
         """The block's output; `mask` is True where a query may look."""
         return self.feed_forward(x + self.attention(self.norm1(x), mask))
 
@@ -187,9 +210,7 @@ def normal_param(shape: tuple[int, ...], std: float, *, rngs: nnx.Rngs) -> nnx.P
     return nnx.Param(std * jax.random.normal(rngs.params(), shape))
 
 
-def resize_position_table(
-    table: Float[Array, "t d"], grid: tuple[int, int], method: str
-) -> Float[Array, "s d"]:
+def resize_position_table(table: Float[Array, "t d"], grid: tuple[int, int], method: str) -> Float[Array, "s d"]:
     """Position table (CLS row first, then a square grid) resized to `grid` = (rows, columns), in fp32.
 
     "huggingface": bicubic without antialias, as `interpolate_pos_encoding`; "open_clip": bicubic with

@@ -74,9 +74,7 @@ def last_block(name: str) -> LastBlock:
     return LAST_BLOCKS[name]
 
 
-def read(
-    last: LastBlock, tower: VisionTower, hidden: Float[Array, "b t d"], grid: Grid
-) -> Float[Array, "b n e"]:
+def read(last: LastBlock, tower: VisionTower, hidden: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b n e"]:
     """Patches in text space, not normalised, from the last block's input."""
     return tower.to_text_space(last(tower.blocks[-1], hidden, grid)[:, 1:])
 

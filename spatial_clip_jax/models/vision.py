@@ -46,9 +46,7 @@ class VisionOutput:
         return output
 
 
-def preprocess(
-    images: UInt8[Array, "b height width 3"], spec: VisionSpec
-) -> Float[Array, "b height width 3"]:
+def preprocess(images: UInt8[Array, "b height width 3"], spec: VisionSpec) -> Float[Array, "b height width 3"]:
     """Normalised fp32 pixels of uint8 pictures, as the checkpoint expects them; no resize."""
     return (images.astype(jnp.float32) / 255.0 - jnp.asarray(spec.mean)) / jnp.asarray(spec.std)
 
@@ -76,8 +74,13 @@ class VisionTower(nnx.Module):
     """
 
     def __init__(
-        self, spec: VisionSpec, embed_dim: int,
-        *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, attention: str = "auto",
+        self,
+        spec: VisionSpec,
+        embed_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        attention: str = "auto",
     ):
         std, tokens = spec.width**-0.5, 1 + spec.native_grid[0] * spec.native_grid[1]
         self.spec, self.dtype, self.attention = spec, dtype, attention
@@ -120,5 +123,14 @@ class VisionTower(nnx.Module):
     def new_block(self, *, rngs: nnx.Rngs) -> Block:
         """A freshly initialised block of this tower's geometry."""
         spec = self.spec
-        return Block(spec.width, spec.heads, spec.mlp_width, spec.layers, spec.activation, spec.norm_eps,
-                     rngs=rngs, dtype=self.dtype, impl=self.attention)
+        return Block(
+            spec.width,
+            spec.heads,
+            spec.mlp_width,
+            spec.layers,
+            spec.activation,
+            spec.norm_eps,
+            rngs=rngs,
+            dtype=self.dtype,
+            impl=self.attention,
+        )

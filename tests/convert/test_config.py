@@ -45,7 +45,9 @@ def test_legacy_special_tokens_are_replaced():
 
 def test_the_older_dict_wins_where_both_exist():
     config = {
-        "model_type": "clip", "vision_config": {"patch_size": 16}, "vision_config_dict": {"patch_size": 14},
+        "model_type": "clip",
+        "vision_config": {"patch_size": 16},
+        "vision_config_dict": {"patch_size": 14},
     }
     assert spec_from_config(config, {}).vision.patch_size == 14
     assert CLIPConfig(**config).vision_config.patch_size == 14

@@ -152,7 +152,8 @@ def test_checkpoint_gives_spec_params_and_tokenizer(hf_folder: Path):
 def test_all_faults_are_reported_at_once(hf_folder: Path, tmp_path: Path):
     def spoil(tensors) -> None:
         tensors["text_model.encoder.layers.1.self_attn.query_proj.bias"] = tensors.pop(
-            "text_model.encoder.layers.1.self_attn.q_proj.bias")
+            "text_model.encoder.layers.1.self_attn.q_proj.bias"
+        )
         tensors["vision_model.encoder.layers.3.mlp.fc1.bias"] = torch.zeros(96)
         tensors["visual_projection.weight"] = torch.zeros(48, 47)
         tensors["vision_model.pre_layrnorm.bias"] = torch.zeros(48, dtype=torch.int32)
@@ -175,10 +176,16 @@ def test_all_faults_are_reported_at_once(hf_folder: Path, tmp_path: Path):
 
 
 def test_buffers_of_old_versions_are_ignored(hf_folder: Path, tmp_path: Path):
-    edit_weights(hf_folder, tmp_path, lambda tensors: tensors.update({
-        "text_model.embeddings.position_ids": torch.arange(24)[None],
-        "vision_model.embeddings.position_ids": torch.arange(17)[None],
-    }))
+    edit_weights(
+        hf_folder,
+        tmp_path,
+        lambda tensors: tensors.update(
+            {
+                "text_model.embeddings.position_ids": torch.arange(24)[None],
+                "vision_model.embeddings.position_ids": torch.arange(17)[None],
+            }
+        ),
+    )
     jax.tree.map(np.testing.assert_array_equal, read_checkpoint(tmp_path)[1], read_checkpoint(hf_folder)[1])
 
 
@@ -239,8 +246,9 @@ def test_leaves_go_straight_to_their_shardings(hf_folder: Path):
     flat = flatten_params(split_params(load_clip(hf_folder, choose))[1])
     assert {leaf.sharding for path, leaf in flat.items() if path.endswith("kernel")} == {rows}
     assert {leaf.sharding for path, leaf in flat.items() if not path.endswith("kernel")} == {replicated}
-    mapped = flatten_params(split_params(load_clip(hf_folder, {path: rows for path in flat} | {
-        "logit_scale": replicated}))[1])
+    mapped = flatten_params(
+        split_params(load_clip(hf_folder, {path: rows for path in flat} | {"logit_scale": replicated}))[1]
+    )
     assert mapped["vision/class_embedding"].sharding == rows
     with pytest.raises(ValueError, match="No sharding is given for the parameter"):
         load_clip(hf_folder, {"logit_scale": replicated})

@@ -25,7 +25,9 @@ from tests.models.random_clip import SIZES, random_pixels, to_torch
 
 # Both variants, every read-out, all blocks of the tower, and more new ones than it has.
 CASES = [("copy", 2, name) for name in READOUTS] + [
-    ("copy", 3, "plain"), ("residual", 2, "plain"), ("residual", 4, "naclip"),
+    ("copy", 3, "plain"),
+    ("residual", 2, "plain"),
+    ("residual", 4, "naclip"),
 ]
 PERMITTED = {"copy", "json", "collections", "pathlib", "typing", "torch", "safetensors", "transformers"}
 
@@ -76,8 +78,12 @@ def test_twin_resizes_positions_as_open_clip_does(hf_folder: Path, tmp_path: Pat
     definition, _ = abstract_params(lambda rngs: Clip(spec, rngs=rngs))
     other = join_params(definition, split_params(clip)[1])
     adapter = export(hf_folder, tmp_path, AdapterSpec("copy", 1, "value"), other)
-    features = import_twin(tmp_path).SpatialClip.from_pretrained(tmp_path).get_dense_features(
-        to_torch(random_pixels((24, 56)))).numpy()
+    features = (
+        import_twin(tmp_path)
+        .SpatialClip.from_pretrained(tmp_path)
+        .get_dense_features(to_torch(random_pixels((24, 56))))
+        .numpy()
+    )
     output = jax.jit(other.vision)(jnp.asarray(random_pixels((24, 56))))
     np.testing.assert_allclose(features, adapter(other.vision, output), atol=1e-5)
     assert np.abs(features - adapter(clip.vision, outputs[24, 56])).max() > 1e-4

@@ -19,13 +19,24 @@ def random_hf_clip(seed: int, **vision: object) -> CLIPModel:
     """fp32 CLIPModel whose every weight is drawn, so that no bias or norm can be forgotten unnoticed."""
     config = CLIPConfig(
         text_config={
-            "vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "max_position_embeddings": 24, "bos_token_id": BOS, "eos_token_id": EOS,
+            "vocab_size": len(VOCABULARY),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 24,
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
             "pad_token_id": EOS,
         },
         vision_config={
-            "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3,
-            "image_size": 32, "patch_size": 8, **vision,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "image_size": 32,
+            "patch_size": 8,
+            **vision,
         },
         projection_dim=48,
     )
@@ -62,18 +73,26 @@ def random_ids(seed: int = 0) -> np.ndarray:
 
 def write_tokenizer(path: Path) -> Path:
     """tokenizer.json of a byte-level BPE with CLIP's normaliser, pre-tokeniser and `</w>` suffix."""
-    tokenizer = Tokenizer(models.BPE(
-        vocab={token: index for index, token in enumerate(VOCABULARY)}, merges=MERGES, unk_token=WORDS[1],
-        continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False,
-    ))
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: index for index, token in enumerate(VOCABULARY)},
+            merges=MERGES,
+            unk_token=WORDS[1],
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+        )
+    )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     pieces = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(pieces, behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pieces, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.add_special_tokens(list(WORDS))
     tokenizer.post_processor = processors.RobertaProcessing(
         (WORDS[1], EOS), (WORDS[0], BOS), trim_offsets=False, add_prefix_space=False

@@ -14,9 +14,7 @@ from spatial_clip_jax.models.vision import VisionOutput
 from tests.models.random_clip import random_pixels
 
 
-def make(
-    clip: Clip, variant: str, blocks: int = 2, readout: str = "plain", noise: float = 0.0
-) -> SpatialAdapter:
+def make(clip: Clip, variant: str, blocks: int = 2, readout: str = "plain", noise: float = 0.0) -> SpatialAdapter:
     """A fresh adapter, or one moved away from its start."""
     spec = AdapterSpec(variant, blocks, readout)
     adapter = init_module(lambda rngs: SpatialAdapter(spec, clip.vision, rngs=rngs), 0)

@@ -39,8 +39,11 @@ def test_attention_equals_the_formula(masked: bool, biased: bool):
     q, k, v = (draw(seed, 2, 7, 3, 4) for seed in range(3))
     mask = np.tril(np.ones((7, 7), bool)) if masked else None
     bias = draw(3, 7, 7) if biased else None
-    result = attention(*map(jnp.asarray, (q, k, v)), mask=jnp.asarray(mask) if masked else None,
-                       bias=jnp.asarray(bias) if biased else None)
+    result = attention(
+        *map(jnp.asarray, (q, k, v)),
+        mask=jnp.asarray(mask) if masked else None,
+        bias=jnp.asarray(bias) if biased else None,
+    )
     np.testing.assert_allclose(result, naive_attention(q, k, v, mask, bias), atol=1e-6)
 
 
@@ -68,8 +71,13 @@ def test_auto_is_xla_on_a_cpu_and_logged_once(caplog: pytest.LogCaptureFixture):
 
 @pytest.mark.parametrize(
     ("dtype", "plain", "head_dim", "resolved"),
-    [("bfloat16", True, 64, "cudnn"), ("float32", True, 64, "xla"), ("float16", False, 64, "xla"),
-     ("float16", True, 60, "xla"), ("bfloat16", True, 256, "xla")],
+    [
+        ("bfloat16", True, 64, "cudnn"),
+        ("float32", True, 64, "xla"),
+        ("float16", False, 64, "xla"),
+        ("float16", True, 60, "xla"),
+        ("bfloat16", True, 256, "xla"),
+    ],
 )
 def test_auto_is_cudnn_on_a_gpu_where_it_can_be(monkeypatch, dtype, plain, head_dim, resolved):
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")

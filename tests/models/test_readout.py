@@ -27,6 +27,7 @@ def neighbour_matrix(rows: int, columns: int) -> Tensor:
 
 def attention_matrix(name: str, q: Tensor, k: Tensor, grid: tuple[int, int]) -> Tensor:
     """A of each method, per head."""
+
     def pair(a: Tensor, b: Tensor) -> Tensor:
         return q.shape[-1] ** -0.5 * a @ b.transpose(-1, -2)
 

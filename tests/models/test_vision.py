@@ -50,9 +50,7 @@ def test_part_of_a_patch_is_refused(clip: Clip, size: tuple[int, int]):
 
 def test_bfloat16_computes_in_half_and_stores_in_fp32(clip: Clip):
     _, params = split_params(clip.vision)
-    definition, own = abstract_params(
-        lambda rngs: VisionTower(clip.spec.vision, 48, rngs=rngs, dtype=jnp.bfloat16)
-    )
+    definition, own = abstract_params(lambda rngs: VisionTower(clip.spec.vision, 48, rngs=rngs, dtype=jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(own)} == {jnp.dtype("float32")}
     pixels = jnp.asarray(random_pixels((32, 32)))
     half, full = jax.jit(join_params(definition, params))(pixels), jax.jit(clip.vision)(pixels)

@@ -24,9 +24,7 @@ def state(step: int, width: int = 6) -> TrainState:
 
 def abstract(width: int = 6) -> TrainState:
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state(0, width)
-    )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state(0, width))
 
 
 def save(folder: Path, steps: tuple[int, ...], keep: int = 2) -> None:
@@ -85,9 +83,7 @@ def garble(folder: Path) -> None:
 # Orbax leaves some of its reads unawaited once one of them has failed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [empty, lose_arrays, garble])
-def test_damage_falls_back_to_the_one_before(
-    damage: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damage_falls_back_to_the_one_before(damage: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "checkpoints"
     save(folder, (1, 2, 3), keep=3)
     damage(folder / "3")
@@ -107,9 +103,7 @@ def test_one_changed_bit_is_found(tmp_path: Path) -> None:
     noise = {"blocks": {"0": {"kernel": jax.random.normal(jax.random.key(0), (4, width))}}}
     with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
         checkpoints.save(state(1, width), {}, {})
-        checkpoints.save(
-            TrainState(jnp.int32(2), {**state(2).params, **noise}, state(2, width).opt_state), {}, {}
-        )
+        checkpoints.save(TrainState(jnp.int32(2), {**state(2).params, **noise}, state(2, width).opt_state), {}, {})
     largest = max((tmp_path / "checkpoints" / "2").rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 4  # in the middle of the noise, which no compression guards
@@ -128,9 +122,7 @@ def test_half_a_save_is_no_checkpoint(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*tmp*"))
 
 
-def test_another_model_is_an_error_that_moves_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_model_is_an_error_that_moves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     save(tmp_path, (1, 2))
     with Checkpoints(tmp_path, 2) as checkpoints:

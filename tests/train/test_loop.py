@@ -62,9 +62,7 @@ def test_it_learns_and_tells(straight: tuple[TrainResult, Path]) -> None:
     assert json.loads((workdir / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-2
 
 
-def test_killed_and_resumed_equals_straight_bit_by_bit(
-    straight: tuple[TrainResult, Path], tmp_path: Path
-) -> None:
+def test_killed_and_resumed_equals_straight_bit_by_bit(straight: tuple[TrainResult, Path], tmp_path: Path) -> None:
     kill_at = random.randrange(7, 19)
     assert run_process(tmp_path, kill_at) == -signal.SIGKILL
     assert (tmp_path / "config.json").exists()
@@ -85,15 +83,11 @@ def test_a_signal_saves_and_the_same_call_goes_on(
     assert stop.value.code == code
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert 6 <= saved < 20 and saved % 5, "saved at the step it was told, not at the next due one"
-    for ours, theirs in zip(
-        leaves(train(toy_config(), toy_task(), tmp_path)), leaves(straight[0]), strict=True
-    ):
+    for ours, theirs in zip(leaves(train(toy_config(), toy_task(), tmp_path)), leaves(straight[0]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_eight_devices_equal_one_and_restore_on_one(
-    straight: tuple[TrainResult, Path], tmp_path: Path
-) -> None:
+def test_eight_devices_equal_one_and_restore_on_one(straight: tuple[TrainResult, Path], tmp_path: Path) -> None:
     changes = {"mesh": {"data": 4, "fsdp": 2, "model": 1}}
     assert run_process(tmp_path, devices=8, **changes) == 0
     assert len(jax.devices()) == 1
@@ -130,18 +124,14 @@ def test_foreign_workdir_is_refused(straight: tuple[TrainResult, Path]) -> None:
     _, workdir = straight
     config = toy_config(seed=4)
     config.optimizer.learning_rate = 0.5
-    with pytest.raises(
-        ValueError, match="optimizer.learning_rate: 0.01 there, 0.5 here\n  seed: 3 there, 4 here"
-    ):
+    with pytest.raises(ValueError, match="optimizer.learning_rate: 0.01 there, 0.5 here\n  seed: 3 there, 4 here"):
         train(config, toy_task(), workdir)
     harmless = train(toy_config(log_every=7, checkpoint={"every_steps": 9, "keep": 1}), toy_task(), workdir)
     assert int(harmless.state.step) == 20
 
 
 def test_unknown_fields_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"config.optimizer has unknown fields \['momentum'\].*learning_rate"
-    ):
+    with pytest.raises(ValueError, match=r"config.optimizer has unknown fields \['momentum'\].*learning_rate"):
         train(toy_config(optimizer={"momentum": 0.9}), toy_task(), tmp_path)
     with pytest.raises(ValueError, match=r"config.mesh has unknown axes \['tensor'\]"):
         train(toy_config(mesh={"data": -1, "tensor": 1}), toy_task(), tmp_path)
@@ -165,9 +155,7 @@ def test_evaluations_are_not_repeated_and_get_live_parameters(tmp_path: Path) ->
 
 def test_divergence_stops_and_is_not_saved(tmp_path: Path) -> None:
     task = toy_task()
-    bad = type(task)(
-        task.params, task.frozen, lambda *args: (task.loss_fn(*args)[0] * np.inf, {}), task.batches
-    )
+    bad = type(task)(task.params, task.frozen, lambda *args: (task.loss_fn(*args)[0] * np.inf, {}), task.batches)
     with pytest.raises(FloatingPointError, match="diverged at or before step 4.*learning_rate"):
         train(toy_config(), bad, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:

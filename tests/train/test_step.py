@@ -41,12 +41,8 @@ def build(loss: object, params: dict) -> tuple[StepFn, TrainState]:
     mesh = make_mesh({})
     optimizer = make_optimizer(OptimizerSettings(learning_rate=1e-2, schedule="constant"), 10)
     state = new_state(params, optimizer)
-    shardings = state_shardings(
-        state, match_rules({"params": params}, [(".*", "replicate")], mesh)["params"], mesh
-    )
-    return make_train_step(loss, optimizer, shardings, seed=1), jax.device_put(
-        state, shardings, may_alias=False
-    )
+    shardings = state_shardings(state, match_rules({"params": params}, [(".*", "replicate")], mesh)["params"], mesh)
+    return make_train_step(loss, optimizer, shardings, seed=1), jax.device_put(state, shardings, may_alias=False)
 
 
 def test_frozen_trunk_has_no_backward_pass() -> None:
@@ -58,12 +54,8 @@ def test_frozen_trunk_has_no_backward_pass() -> None:
     whole = whole_step.lower(whole_state, {}, batch).compile()
     flops = [compiled.cost_analysis()["flops"] for compiled in (forward, cheap, whole)]
     trunk_forward = 2 * LAYERS * ROWS * WIDTH**2
-    assert flops[1] - flops[0] < 0.1 * trunk_forward, (
-        "training the head costs hardly more than a forward pass"
-    )
-    assert flops[2] - flops[0] > 1.7 * trunk_forward, (
-        "the control: training all of it does cost a backward pass"
-    )
+    assert flops[1] - flops[0] < 0.1 * trunk_forward, "training the head costs hardly more than a forward pass"
+    assert flops[2] - flops[0] > 1.7 * trunk_forward, "the control: training all of it does cost a backward pass"
     activations = LAYERS * ROWS * WIDTH * 4
     memory = [compiled.memory_analysis().temp_size_in_bytes for compiled in (cheap, whole)]
     assert memory[0] < 0.5 * activations < memory[1], memory
@@ -93,6 +85,4 @@ def test_gradient_norm_and_update_are_the_heads_alone() -> None:
     features = np.asarray(trunk(frozen["trunk"], batch["x"]), np.float64)
     error = features @ np.asarray(params["head"], np.float64) - np.asarray(batch["y"])
     assert float(metrics["loss"]) == pytest.approx(np.mean(error**2), rel=1e-4)
-    assert float(metrics["gradient_norm"]) == pytest.approx(
-        np.linalg.norm(2 * features.T @ error / ROWS), rel=1e-4
-    )
+    assert float(metrics["gradient_norm"]) == pytest.approx(np.linalg.norm(2 * features.T @ error / ROWS), rel=1e-4)
