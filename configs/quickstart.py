@@ -12,7 +12,7 @@ from configs.common import REPLICATED, parse_arg
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: steps=N, batch_size=N, seed=N, variant=copy|residual, world=quickstart|full|mini."""
-    values = parse_arg(arg, steps=900, batch_size=16, seed=0, variant="copy", world="quickstart")
+    values = parse_arg(arg, steps=600, batch_size=16, seed=0, variant="copy", world="quickstart")
     return ConfigDict(
         dict(
             steps=values["steps"],
@@ -25,9 +25,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             data=dict(kind="scenes", world=values["world"], dir="data", split="unlabeled", max_corrupt_fraction=0.01),
             teacher=dict(
                 rule="affinity",
-                readout="clearclip",
-                windows=((0.5, 0.25), (1.0, 0.5)),
-                temperature=0.2,
+                readout="maskclip",
+                windows=((0.5, 0.5), (1.0, 0.5)),
+                temperature=0.1,
                 mix=0.5,
                 sigma=0.25,
                 chunk=None,

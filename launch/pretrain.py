@@ -29,6 +29,7 @@ from spatial_clip_jax.models.spec import ClipSpec, named_spec
 from spatial_clip_jax.models.vision import preprocess
 from spatial_clip_jax.objectives.caption_words import caption_words, rarity
 from spatial_clip_jax.objectives.contrastive import contrastive
+from spatial_clip_jax.train.distributed import initialize, is_main, to_host
 from spatial_clip_jax.train.loop import train
 from spatial_clip_jax.train.task import Task
 
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 def pretrain(config: ConfigDict, workdir: Path) -> None:
     """Runs the whole: tokenizer, training, export to `workdir/export`."""
+    initialize(config.distributed)
     captions = _captions(config)
     tokenizer = train_tokenizer(captions, config.tokenizer.merges)
     spec = _spec(config, tokenizer)
@@ -57,10 +59,11 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         batches=batches,
     )
     result = train(config, task, workdir, _evaluation(definition, spec, tokenizer, config.validation_pictures))
-    if jax.process_index() == 0:
+    params = to_host(result.state.params)["clip"]
+    if is_main():
         file = workdir / "tokenizer.json"
         tokenizer.save(str(file))
-        save_clip(workdir / "export", spec, jax.device_get(result.state.params)["clip"], file)
+        save_clip(workdir / "export", spec, params, file)
         logger.info("written: %s", workdir / "export")
 
 

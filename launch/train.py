@@ -20,6 +20,7 @@ from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.train.adaptation import Objectives, adaptation_loss, read_section
+from spatial_clip_jax.train.distributed import initialize, is_main, to_host
 from spatial_clip_jax.train.loop import TrainResult, train
 from spatial_clip_jax.train.task import Batches, Task
 from spatial_clip_jax.train.teacher import CachedTeacher
@@ -29,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Trains, exports, measures, reports."""
+    initialize(config.distributed)
     model = load(config.model)
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
     result = train(config, adaptation_task(config, model, adapter, workdir), workdir)
-    if jax.process_index():
-        return
-    adapted = model.with_adapter(adapter, jax.device_get(result.state.params))
-    finish(config, adapted, result, workdir)
+    params = to_host(result.state.params)
+    if is_main():
+        finish(config, model.with_adapter(adapter, params), result, workdir)
 
 
 def finish(config: ConfigDict, adapted: SpatialClip, result: TrainResult, workdir: Path) -> None:

@@ -48,6 +48,13 @@ def from_main(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
+def to_host(tree: Any) -> Any:
+    """Returns the whole arrays of a tree as NumPy, wherever their pieces are; every host must call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def barrier(name: str) -> None:
     """Waits until every host has come here."""
     multihost_utils.sync_global_devices(name)

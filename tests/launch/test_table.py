@@ -1,0 +1,31 @@
+"""Several runs as one table: mean and half the range, and a message where a run is missing."""
+
+import json
+
+import pytest
+
+from launch.table import collect, main, table
+from spatial_clip_jax.evaluate.benchmark import METRICS
+
+
+def write(folder, value):
+    folder.mkdir()
+    content = {
+        "benchmark": {"adapter": dict.fromkeys(METRICS, value)},
+        "protocol": {"baseline": {"zero_shot_top1": 0.5}},
+    }
+    (folder / "metrics.json").write_text(json.dumps(content))
+
+
+def test_mean_and_spread(tmp_path):
+    write(tmp_path / "a", 0.25)
+    write(tmp_path / "b", 0.75)
+    rows = collect([tmp_path / "a", tmp_path / "b"])
+    assert rows["adapter"]["average"] == [0.25, 0.75]
+    lines = table(rows).splitlines()
+    assert "0.500 ± 0.250" in lines[-1] and lines[2].startswith("| global embedding | - |")
+
+
+def test_missing_runs_are_named(tmp_path):
+    with pytest.raises(SystemExit, match="metrics.json"):
+        main([str(tmp_path / "none")])
