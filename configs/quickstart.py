@@ -19,7 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             batch_size=values["batch_size"],
             seed=values["seed"],
             model="tiny",
-            adapter=dict(variant=values["variant"], blocks=3, readout="plain"),
+            adapter=dict(variant=values["variant"], blocks=3, readout="maskclip"),
             # Input size of the student and of the teacher's whole view, in units of the native one.
             scale=2.0,
             data=dict(kind="scenes", world=values["world"], dir="data", split="unlabeled", max_corrupt_fraction=0.01),

@@ -110,7 +110,7 @@ def _check_common(width: int, heads: int, activation: str) -> None:
 GEOMETRIES: dict[str, ClipSpec] = {
     "tiny": ClipSpec(
         VisionSpec(64, 8, 160, 6, 5, 640),
-        TextSpec(706, 40, 128, 3, 2, 512, bos_token_id=704, eos_token_id=705, pad_token_id=705),
+        TextSpec(707, 40, 128, 3, 2, 512, bos_token_id=705, eos_token_id=706, pad_token_id=706),
         embed_dim=128,
     ),
     "openai/clip-vit-base-patch32": ClipSpec(
