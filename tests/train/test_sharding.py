@@ -159,4 +159,4 @@ def test_table_is_logged_and_shortened(caplog: pytest.LogCaptureFixture) -> None
     log_table("trained", params, match_rules({"params": params}, [(".*", ["fsdp"])], make_mesh({}))["params"])
     assert "trained: 100 arrays, 100.0 MiB on each device" in caplog.text
     assert "layer000" in caplog.text and "('fsdp',)" in caplog.text and "1.00 MiB" in caplog.text
-    assert "and 40 smaller ones, 40.0 MiB" in caplog.text
+    assert "and 88 smaller ones, 88.0 MiB" in caplog.text
