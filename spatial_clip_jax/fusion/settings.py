@@ -60,8 +60,8 @@ def fused_map(trunk: Trunk, images: Images, spec: VisionSpec, settings: FusionSe
     )
 
 
-def average_maps(maps: list[Maps]) -> Float[Array, "b height width e"]:
-    """Mean of dense maps of one picture at several input sizes, on the largest one's grid, brought to unit length."""
+def average_maps(maps: list[Array]) -> Maps:
+    """Mean of dense maps (b, h, w, e) at several input sizes, on the finest grid, brought to unit length."""
     height, width = (max(m.shape[axis] for m in maps) for axis in (1, 2))
     resize = functools.partial(jax.image.resize, method="linear")
     same = [resize(m, (m.shape[0], height, width, m.shape[3])) for m in maps]
