@@ -1,8 +1,7 @@
 """How a frozen tower's views are fused, as one small value that configs, training and inference share."""
 
 import functools
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 from jaxtyping import Array, Float, UInt8
@@ -35,10 +34,6 @@ class FusionSettings:
         """The windows of a whole view of `height` x `width` pixels; sizes are rounded to whole patches."""
         scales = [Scale(_patches(side, spec), _patches(stride, spec)) for side, stride in self.windows]
         return make_plan(height, width, patch=spec.patch_size, native=spec.image_size, scales=scales)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for config files and reports."""
-        return asdict(self)
 
 
 def _patches(fraction: float, spec: VisionSpec) -> int:

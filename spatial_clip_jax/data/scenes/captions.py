@@ -48,16 +48,6 @@ def class_phrase(scene: Scene, i: int, rng: np.random.Generator) -> str:
     return f"{_article(words[0])} {' '.join(words)}"
 
 
-def pair_phrase(scene: Scene, i: int) -> str:
-    """Colour and class of object `i`: "red circle"."""
-    return f"{_colour(scene, i, 0)} {v.CLASS_NAMES[int(scene['cls'][i])]}"
-
-
-def part_phrase(scene: Scene, i: int, part: int) -> str:
-    """A part within its whole: "red door of the white house"."""
-    return f"{_colour(scene, i, part)} {v.CLASSES[int(scene['cls'][i])].parts[part]} of the {pair_phrase(scene, i)}"
-
-
 def _part_phrase(scene: Scene, i: int, part: int) -> str:
     name, colour = v.CLASSES[int(scene["cls"][i])].parts[part], _colour(scene, i, part)
     return f"{colour} {name}" if name.endswith("s") else f"{_article(colour)} {colour} {name}"
