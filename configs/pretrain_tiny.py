@@ -13,7 +13,7 @@ from configs.common import REPLICATED, parse_arg
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: steps=N, batch_size=N, seed=N."""
-    values = parse_arg(arg, steps=2500, batch_size=64, seed=0)
+    values = parse_arg(arg, steps=4800, batch_size=64, seed=0)
     return ConfigDict(
         dict(
             **values,

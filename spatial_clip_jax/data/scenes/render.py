@@ -15,6 +15,7 @@ from spatial_clip_jax.data.scenes import vocabulary as v
 
 NOISE_CELLS = (4, 9, 20)
 OUTLINE = 0.014  # width as a fraction of the picture's side
+GRAIN_SIDE = 128  # the side at which a scene's grain is its noise's deviation; a smaller drawing averages it away
 
 
 class Rendering(NamedTuple):
@@ -48,7 +49,7 @@ def _render_one(scene: dict[str, Array], side: int) -> Rendering:
         return (_mix(canvas, colour, cover), jnp.where(cover > 0.5, label, labels)), None
 
     (canvas, labels), _ = jax.lax.scan(paint, (canvas, labels), objects)
-    grain = jax.random.normal(jax.random.key(scene["seed"] ^ 1), canvas.shape) * scene["grain"]
+    grain = jax.random.normal(jax.random.key(scene["seed"] ^ 1), canvas.shape) * (scene["grain"] * side / GRAIN_SIDE)
     image = jnp.round(jnp.clip(canvas + grain, 0, 1) * 255).astype(jnp.uint8)
     instances = jnp.where(labels > 0, (labels - 1) // v.MAX_PARTS + 1, 0)
     return Rendering(image, instances.astype(jnp.uint8), labels.astype(jnp.uint8))

@@ -61,8 +61,10 @@ def _polar(radius: float, degrees: float) -> tuple[float, float]:
 
 
 def _star() -> tuple[Primitive, ...]:
-    spikes = range(0, 360, 72)
-    return tuple(polygon(0, (0, 0), _polar(0.45, a - 36), _polar(1.0, a), _polar(0.45, a + 36)) for a in spikes)
+    """Five kites from the centre, and a pentagon over the seams, which would be outlined otherwise."""
+    turns = range(0, 360, 72)
+    kites = (polygon(0, (0, 0), _polar(0.45, a - 36), _polar(1.0, a), _polar(0.45, a + 36)) for a in turns)
+    return (*kites, polygon(0, *(_polar(0.45, a + 36) for a in turns)))
 
 
 def _flower() -> tuple[Primitive, ...]:
@@ -84,7 +86,11 @@ CLASSES: tuple[ObjectClass, ...] = (
     ObjectClass(
         "heart",
         ("heart",),
-        (disc(0, -0.44, -0.36, 0.5), disc(0, 0.44, -0.36, 0.5), polygon(0, (-0.86, -0.1), (0.86, -0.1), (0, 0.95))),
+        (
+            disc(0, -0.44, -0.36, 0.5),
+            disc(0, 0.44, -0.36, 0.5),
+            polygon(0, (-0.86, -0.1), (0, -0.5), (0.86, -0.1), (0, 0.95)),
+        ),
         upright=True,
     ),
     ObjectClass("moon", ("moon",), (disc(0, 0, 0, 0.95), disc(0, 0.45, -0.1, 0.72, hole=True))),
