@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.ndimage import label
 
 from spatial_clip_jax.data.scenes import vocabulary as v
 from spatial_clip_jax.data.scenes.relations import relations_of
@@ -69,6 +70,16 @@ def test_a_circle_is_a_circle(scenes):
     distance = np.hypot(*np.moveaxis(grid - [0.4, 0.6], -1, 0)) - 0.25 * 0.9
     clear = np.abs(distance) > 1 / SIDE
     np.testing.assert_array_equal(instances[clear] == 1, distance[clear] < 0)
+
+
+def test_things_are_solid(scenes):
+    """Nothing but the ring encloses background: primitives overlap where they meet."""
+    shown = [dict(scenes[0], cls=np.full(5, i, np.int32), count=np.array(1, np.int32)) for i in range(len(v.CLASSES))]
+    for scene in shown:
+        scene["centre"], scene["radius"] = np.full((5, 2), 0.5, np.float32), np.full(5, 0.45, np.float32)
+    empty = np.asarray(render(stack_scenes(shown), 4 * SIDE).instances) == 0
+    enclosing = {kind.name for kind, pixels in zip(v.CLASSES, empty, strict=True) if label(pixels)[1] > 1}
+    assert enclosing == {"ring"}
 
 
 def test_body_pixels_have_the_named_colour(scenes, drawn):
