@@ -20,7 +20,7 @@ from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.train.adaptation import Objectives, adaptation_loss, read_section
-from spatial_clip_jax.train.distributed import initialize, is_main, to_host
+from spatial_clip_jax.train.distributed import initialize, is_main, main_first, to_host
 from spatial_clip_jax.train.loop import TrainResult, train
 from spatial_clip_jax.train.task import Batches, Task
 from spatial_clip_jax.train.teacher import CachedTeacher
@@ -92,7 +92,7 @@ def _source(data: ConfigDict) -> Source:
     """The pictures; the bundled world is written first if it is not there."""
     if data.kind != "scenes":
         return open_source(data.to_dict())
-    path = prepare(data.world, Path(data.dir))
+    path = main_first("world", lambda: prepare(data.world, Path(data.dir)))
     return open_source({"kind": "tfds", "path": str(path), "split": data.split})
 
 

@@ -10,6 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from spatial_clip_jax.models.spec import TextSpec, VisionSpec
+
 logger = logging.getLogger(__name__)
 
 
@@ -168,28 +170,24 @@ class SelfAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block: x + attention(norm1(x)), then + mlp(norm2(.)).
+    """Pre-norm transformer block of a tower's geometry: x + attention(norm1(x)), then + mlp(norm2(.)).
 
-    `layers` is the depth of the whole tower, which the initial scale of the residual branches depends on.
+    The depth of the whole tower, `spec.layers`, sets the initial scale of the residual branches.
     """
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        mlp_width: int,
-        layers: int,
-        activation: str,
-        norm_eps: float,
+        spec: VisionSpec | TextSpec,
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         impl: str = "auto",
     ):
-        self.norm1 = LayerNorm(width, norm_eps, dtype=dtype)
-        self.attention = SelfAttention(width, heads, layers, rngs=rngs, dtype=dtype, impl=impl)
-        self.norm2 = LayerNorm(width, norm_eps, dtype=dtype)
-        self.mlp = Mlp(width, mlp_width, layers, activation, rngs=rngs, dtype=dtype)
+        width, layers = spec.width, spec.layers
+        self.norm1 = LayerNorm(width, spec.norm_eps, dtype=dtype)
+        self.attention = SelfAttention(width, spec.heads, layers, rngs=rngs, dtype=dtype, impl=impl)
+        self.norm2 = LayerNorm(width, spec.norm_eps, dtype=dtype)
+        self.mlp = Mlp(width, spec.mlp_width, layers, spec.activation, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "b t d"]:
         """The block's output; `mask` is True where a query may look."""

@@ -27,22 +27,7 @@ class TextTower(nnx.Module):
         self.spec, self.dtype = spec, dtype
         self.token_embedding = normal_param((spec.vocab_size, spec.width), 0.02, rngs=rngs)
         self.position_embedding = normal_param((spec.context_length, spec.width), 0.01, rngs=rngs)
-        self.blocks = nnx.List(
-            [
-                Block(
-                    spec.width,
-                    spec.heads,
-                    spec.mlp_width,
-                    spec.layers,
-                    spec.activation,
-                    spec.norm_eps,
-                    rngs=rngs,
-                    dtype=dtype,
-                    impl=attention,
-                )
-                for _ in range(spec.layers)
-            ]
-        )
+        self.blocks = nnx.List([Block(spec, rngs=rngs, dtype=dtype, impl=attention) for _ in range(spec.layers)])
         self.final_norm = LayerNorm(spec.width, spec.norm_eps, dtype=dtype)
         self.projection = Linear(spec.width, embed_dim, spec.width**-0.5, rngs=rngs, bias=False, dtype=dtype)
 

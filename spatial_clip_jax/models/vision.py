@@ -122,15 +122,4 @@ class VisionTower(nnx.Module):
 
     def new_block(self, *, rngs: nnx.Rngs) -> Block:
         """A freshly initialised block of this tower's geometry."""
-        spec = self.spec
-        return Block(
-            spec.width,
-            spec.heads,
-            spec.mlp_width,
-            spec.layers,
-            spec.activation,
-            spec.norm_eps,
-            rngs=rngs,
-            dtype=self.dtype,
-            impl=self.attention,
-        )
+        return Block(self.spec, rngs=rngs, dtype=self.dtype, impl=self.attention)

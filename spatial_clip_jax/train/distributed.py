@@ -4,15 +4,16 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 
 def initialize(distributed: str | Mapping[str, Any]) -> None:
@@ -58,6 +59,16 @@ def to_host(tree: Any) -> Any:
 def barrier(name: str) -> None:
     """Waits until every host has come here."""
     multihost_utils.sync_global_devices(name)
+
+
+def main_first(name: str, make: Callable[[], Made]) -> Made:
+    """Returns `make()`; the other hosts begin when the first one is done, so that they find what it wrote."""
+    if jax.process_count() > 1 and not is_main():
+        barrier(name)
+    made = make()
+    if jax.process_count() > 1 and is_main():
+        barrier(name)
+    return made
 
 
 class StopSignal:

@@ -9,7 +9,6 @@ from spatial_clip_jax.evaluate.benchmark import (
     zero_shot_top1,
 )
 from spatial_clip_jax.evaluate.metrics import box_iou, picture_iou, region_embeddings
-from spatial_clip_jax.evaluate.prompts import make_text_bank
 from spatial_clip_jax.evaluate.questions import ask
 from spatial_clip_jax.tasks.ground import ground
 from spatial_clip_jax.tasks.heatmap import similarity
@@ -18,7 +17,6 @@ from spatial_clip_jax.tasks.relate import relate
 from spatial_clip_jax.tasks.segment import segment
 from tests.evaluate.world import (
     PAIRS,
-    all_pictures,
     encode_text,
     noise_row,
     one_object_pictures,
@@ -26,16 +24,6 @@ from tests.evaluate.world import (
     single,
     street,
 )
-
-
-@pytest.fixture(scope="module")
-def questions():
-    return ask(all_pictures())
-
-
-@pytest.fixture(scope="module")
-def bank(questions):
-    return make_text_bank(encode_text, PAIRS, questions.phrases())
 
 
 def test_a_perfect_row_answers_everything(questions, bank):

@@ -6,7 +6,6 @@ import pytest
 from spatial_clip_jax.evaluate import search
 from spatial_clip_jax.evaluate.benchmark import Settings, evaluate_row
 from spatial_clip_jax.evaluate.metrics import box_iou, picture_iou
-from spatial_clip_jax.evaluate.prompts import make_text_bank
 from spatial_clip_jax.evaluate.questions import ask
 from spatial_clip_jax.evaluate.search import (
     BOX_THRESHOLDS,
@@ -18,17 +17,7 @@ from spatial_clip_jax.evaluate.search import (
 from spatial_clip_jax.tasks.heatmap import upsample
 from spatial_clip_jax.tasks.localize import localize
 from spatial_clip_jax.tasks.segment import segment
-from tests.evaluate.world import PAIRS, all_pictures, encode_text, noise_row, perfect_row, picture
-
-
-@pytest.fixture(scope="module")
-def questions():
-    return ask(all_pictures())
-
-
-@pytest.fixture(scope="module")
-def bank(questions):
-    return make_text_bank(encode_text, PAIRS, questions.phrases())
+from tests.evaluate.world import all_pictures, noise_row, perfect_row, picture
 
 
 def test_mean_ious_equal_segmenting_at_every_threshold():
