@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
-from tokenizers import Tokenizer
 
 from spatial_clip_jax.convert.export import save_adapter, save_clip
 from spatial_clip_jax.convert.load import read_adapter, read_checkpoint
@@ -25,7 +24,7 @@ from spatial_clip_jax.fusion.encoders import ADAPTER, Towers
 from spatial_clip_jax.fusion.settings import FusionSettings, average_maps
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.params import Params, abstract_params, init_module, join_params, split_params
-from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
+from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, named_spec
 from spatial_clip_jax.models.text import TextTower
 from spatial_clip_jax.models.vision import VisionTower
 from spatial_clip_jax.tasks.classify import classify
@@ -43,23 +42,31 @@ TRAINING_FREE = "clearclip"
 SETTINGS_FILE = "settings.json"
 
 
-def load(source: str | Path = "tiny", adapter: str | Path | None = None) -> "SpatialClip":
+def load(
+    source: str | Path = "tiny",
+    adapter: str | Path | None = None,
+    *,
+    spec: ClipSpec | str | None = None,
+    tokenizer: str | Path | None = None,
+) -> "SpatialClip":
     """A CLIP ready to be asked.
 
-    source: "tiny", the bundled model; or a local folder in Hugging Face's CLIP format.
+    source: "tiny", the bundled model; a local folder in Hugging Face's or open_clip's form; or a file of weights in
+    either's names (.safetensors; .pt, .pth and .bin with torch installed).
     adapter: a trained adapter: a workdir of `launch.train`, or a folder written by `save_pretrained`.
+    spec: the geometry, or its name in `models.spec.GEOMETRIES`, for a file, which does not say it.
+    tokenizer: a tokenizer.json, by default the one beside the weights; without any, texts cannot be asked about.
 
     FileNotFoundError if a folder or file is missing; ValueError, naming every fault, if weights do not fit.
     """
-    folder = TINY if str(source) == "tiny" else Path(source)
-    if not folder.is_dir():
+    path = TINY if str(source) == "tiny" else Path(source)
+    if not path.exists():
         raise FileNotFoundError(
-            f"no checkpoint folder at {source!r}: give 'tiny' or a local folder with config.json, model.safetensors "
+            f"no checkpoint at {source!r}: give 'tiny' or a local folder with config.json, model.safetensors "
             "and tokenizer.json; a hub model is fetched with `hf download MODEL --local-dir FOLDER`"
         )
-    spec, params, tokenizer = read_checkpoint(folder)
-    tokenizer_file = tokenizer or folder / "tokenizer.json"
-    model = SpatialClip(spec, params, load_tokenizer(tokenizer_file), tokenizer_file)
+    found, params, beside = read_checkpoint(path, named_spec(spec) if isinstance(spec, str) else spec)
+    model = SpatialClip(found, params, Path(tokenizer) if tokenizer else beside)
     return model if adapter is None else _with_adapter(model, Path(adapter))
 
 
@@ -81,8 +88,9 @@ class SpatialClip:
     dense maps stay on the device; what the tasks give is NumPy.
     """
 
-    def __init__(self, spec: ClipSpec, params: Params, tokenizer: Tokenizer, tokenizer_file: Path):
-        self.spec, self.tokenizer, self.tokenizer_file = spec, tokenizer, tokenizer_file
+    def __init__(self, spec: ClipSpec, params: Params, tokenizer_file: Path | None):
+        self.spec, self.tokenizer_file = spec, tokenizer_file
+        self.tokenizer = load_tokenizer(tokenizer_file) if tokenizer_file else None
         self.settings, self.readout = Settings(), TRAINING_FREE
         self.adapter_spec: AdapterSpec | None = None
         self.clip_params: Params = jax.tree.map(jnp.asarray, params)
@@ -92,7 +100,7 @@ class SpatialClip:
 
     def with_adapter(self, spec: AdapterSpec, params: Params, settings: Settings | None = None) -> "SpatialClip":
         """The same CLIP with an adapter beside it; classification stays what it is."""
-        model = SpatialClip(self.spec, self.clip_params, self.tokenizer, self.tokenizer_file)
+        model = SpatialClip(self.spec, self.clip_params, self.tokenizer_file)
         model.adapter_spec, model.settings, model.readout = spec, settings or self.settings, ADAPTER
         model.params = {**self.params, "adapter": jax.tree.map(jnp.asarray, params)}
         model.towers = Towers(self.spec.vision, self.towers.vision, adapter_definition(spec, self.spec))
@@ -100,7 +108,7 @@ class SpatialClip:
 
     def without_adapter(self) -> "SpatialClip":
         """The same CLIP as it was loaded."""
-        return SpatialClip(self.spec, self.clip_params, self.tokenizer, self.tokenizer_file)
+        return SpatialClip(self.spec, self.clip_params, self.tokenizer_file)
 
     def new_adapter(self, spec: AdapterSpec, seed: int) -> tuple[Towers, Params]:
         """An untrained adapter for this CLIP: the static half of both towers, and the adapter's parameters."""
@@ -112,6 +120,8 @@ class SpatialClip:
         """Text embeddings of unit length, of the texts as they are."""
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"encode_text takes a list of texts, got {texts!r}")
+        if self.tokenizer is None:
+            raise ValueError("this checkpoint came without tokenizer.json: give one to load(..., tokenizer=FILE)")
         ids = encode(self.tokenizer, texts, self.spec.text.context_length)
         # Filled up to a power of two, so that a new number of phrases seldom means a new compilation.
         padded = np.concatenate([ids, np.repeat(ids[:1], _power_of_two(len(ids)) - len(ids), axis=0)])

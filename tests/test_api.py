@@ -146,7 +146,7 @@ def test_round_trip_with_adapter(adapted, picture, tmp_path):
         (lambda m, p: m.relate(p, "a", "beside of", "b"), "unknown relation.*left of"),
         (lambda m, p: m.encode_image(p.astype(np.float32)), "uint8"),
         (lambda m, p: scj.load("tiny", adapter=TINY), "no adapter in"),
-        (lambda m, p: scj.load("no/such/model"), "no checkpoint folder at 'no/such/model'"),
+        (lambda m, p: scj.load("no/such/model"), "no checkpoint at 'no/such/model'"),
     ],
 )
 def test_errors_say_what_to_do(model, picture, call, says):

@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 
 from spatial_clip_jax.convert import tables
 from spatial_clip_jax.convert.config import config_from_spec, preprocessor_from_spec
+from spatial_clip_jax.convert.open_clip_config import open_clip_from_spec
+from spatial_clip_jax.convert.source import OPEN_CLIP_CONFIG
 from spatial_clip_jax.models.params import Params, flatten_params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, TextSpec
 
@@ -40,6 +42,15 @@ def save_clip(
         if tokenizer_json is not None:
             _write_tokenizer(staging, Path(tokenizer_json), spec.text)
         _write_weights(staging / "model.safetensors", params, tables.CLIP_TABLE, metadata or {})
+
+
+def save_open_clip(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_json: str | Path | None) -> None:
+    """Write a folder that open_clip loads as `local-dir:FOLDER`; ValueError where it cannot describe the geometry."""
+    with _staged(Path(folder)) as staging:
+        _write_json(staging / OPEN_CLIP_CONFIG, open_clip_from_spec(spec))
+        if tokenizer_json is not None:
+            _write_tokenizer(staging, Path(tokenizer_json), spec.text)
+        _write_weights(staging / "open_clip_model.safetensors", params, tables.OPEN_CLIP_TABLE, {})
 
 
 def save_adapter(folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec) -> None:
@@ -72,11 +83,17 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _write_weights(path: Path, params: Params, table: tuple[tables.Rule, ...], metadata: Mapping[str, str]) -> None:
     """All leaves in fp32 under PyTorch's names and layouts."""
-    tensors = {}
+    stacks: dict[str, dict[int, np.ndarray]] = {}
     for ours, leaf in flatten_params(params).items():
         mapped = tables.to_theirs(ours, table)
-        tensors[mapped.name] = tables.array_to_theirs(np.asarray(leaf, np.float32), mapped.layout)
+        array = tables.array_to_theirs(np.asarray(leaf, np.float32), mapped.layout)
+        stacks.setdefault(mapped.name, {})[mapped.piece] = array
+    tensors = {name: _stacked([pieces[i] for i in sorted(pieces)]) for name, pieces in stacks.items()}
     save_file(tensors, path, {"format": "pt", **metadata})
+
+
+def _stacked(pieces: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _write_tokenizer(folder: Path, tokenizer_json: Path, text: TextSpec) -> None:

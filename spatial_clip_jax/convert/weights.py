@@ -1,16 +1,15 @@
-"""Safetensors files to checked parameters: names, shapes, dtypes and values, all faults in one error."""
+"""Weight files to checked parameters: names, shapes, dtypes and values, all faults in one error."""
 
-import contextlib
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from spatial_clip_jax.convert import tables
+from spatial_clip_jax.convert.files import Tensor, tensors
 from spatial_clip_jax.models.params import Params, unflatten_params
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -18,11 +17,10 @@ MIN_SIMILARITY = 0.8  # of a name that is suggested for an unexpected one
 MAX_SUGGESTIONS = 20  # a file of another model needs none, and comparing all its names would take a while
 
 Place = Callable[[str, np.ndarray], Any]
+Expected = dict[str, jax.ShapeDtypeStruct]
 
 
-def read_leaves(
-    files: list[Path], expected: dict[str, jax.ShapeDtypeStruct], table: tuple[tables.Rule, ...], place: Place
-) -> Params:
+def read_leaves(files: list[Path], expected: Expected, table: tuple[tables.Rule, ...], place: Place) -> Params:
     """Nested params with one leaf `place(path, fp32 array)` for every path of `expected`, read one by one.
 
     ValueError that lists every missing, unexpected, misshapen, non-float or non-finite weight.
@@ -30,15 +28,17 @@ def read_leaves(
     leaves: dict[str, Any] = {}
     faults: list[str] = []
     unexpected: list[str] = []
-    for tensors, key in _entries(files):
-        mapped = tables.to_ours(key, table)
-        if mapped is None or mapped.name not in expected:
-            unexpected.append(key)
+    for tensor in tensors(files):
+        pieces = tables.to_ours(tensor.key, table)
+        if tables.IGNORED_KEYS.fullmatch(tensor.key):
             continue
-        array, fault = _read(tensors, key, expected[mapped.name].shape, mapped.layout)
+        if not pieces or any(piece.name not in expected for piece in pieces):
+            unexpected.append(tensor.key)
+            continue
+        array, fault = _read(tensor, expected[pieces[0].name].shape, pieces[0])
         faults += [fault] if fault else []
-        leaves[mapped.name] = None if array is None else place(mapped.name, array)
-    missing = [tables.to_theirs(path, table).name for path in expected if path not in leaves]
+        leaves |= {name: None if leaf is None else place(name, leaf) for name, leaf in _unstacked(array, pieces)}
+    missing = list(dict.fromkeys(tables.to_theirs(path, table).name for path in expected if path not in leaves))
     faults += [f"{key}: missing" for key in missing] + _unexpected_faults(unexpected, missing)
     if faults:
         names = ", ".join(str(file) for file in files)
@@ -46,40 +46,24 @@ def read_leaves(
     return unflatten_params(leaves)
 
 
-def _entries(files: list[Path]) -> Iterator[tuple[Any, str]]:
-    """(open file, key) of every weight; ValueError for a damaged file."""
-    for file in files:
-        with _open(file) as tensors:
-            for key in tensors.keys():
-                if not tables.IGNORED_KEYS.fullmatch(key):
-                    yield tensors, key
-
-
-@contextlib.contextmanager
-def _open(file: Path) -> Iterator[Any]:
-    try:
-        tensors = safe_open(file, framework="numpy")
-    except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or no safetensors file ({error}): fetch it again.") from error
-    with tensors:
-        yield tensors
-
-
-def _read(
-    tensors: Any, key: str, shape: tuple[int, ...], layout: tables.Layout
-) -> tuple[np.ndarray | None, str | None]:
-    """(our fp32 array, None), or (None, what is wrong with it); the header is checked before reading."""
-    header = tensors.get_slice(key)
-    found, wanted = tuple(header.get_shape()), tables.shape_to_theirs(shape, layout)
-    if found != wanted:
-        return None, f"{key}: shape {found}, expected {wanted}"
-    if header.get_dtype() not in FLOAT_DTYPES:
-        return None, f"{key}: dtype {header.get_dtype()}, expected one of {', '.join(FLOAT_DTYPES)}"
-    array = tensors.get_tensor(key).astype(np.float32, copy=False)
+def _read(tensor: Tensor, shape: tuple[int, ...], mapped: tables.Mapped) -> tuple[np.ndarray | None, str | None]:
+    """(fp32 array in their layout, None), or (None, what is wrong with it); the header is checked before reading."""
+    wanted = tables.shape_to_theirs(shape, mapped.layout, mapped.pieces)
+    if tensor.shape != wanted:
+        return None, f"{tensor.key}: shape {tensor.shape}, expected {wanted}"
+    if tensor.dtype not in FLOAT_DTYPES:
+        return None, f"{tensor.key}: dtype {tensor.dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
+    array = tensor.read().astype(np.float32, copy=False)
     bad = array.size - np.count_nonzero(np.isfinite(array))
-    if bad:
-        return None, f"{key}: {bad} of {array.size} values are NaN or infinite"
-    return tables.array_to_ours(array, layout), None
+    return (None, f"{tensor.key}: {bad} of {array.size} values are NaN or infinite") if bad else (array, None)
+
+
+def _unstacked(array: np.ndarray | None, pieces: tuple[tables.Mapped, ...]) -> list[tuple[str, np.ndarray | None]]:
+    """(our path, array in our layout) of each piece; None for each piece of a tensor that could not be used."""
+    if array is None:
+        return [(piece.name, None) for piece in pieces]
+    parts = np.split(array, len(pieces)) if len(pieces) > 1 else [array]
+    return [(piece.name, tables.array_to_ours(part, piece.layout)) for piece, part in zip(pieces, parts, strict=True)]
 
 
 def _unexpected_faults(unexpected: list[str], missing: list[str]) -> list[str]:

@@ -27,18 +27,25 @@ def adapter_paths() -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("paths", "table"), [(clip_paths(), tables.CLIP_TABLE), (adapter_paths(), tables.ADAPTER_TABLE)]
+    ("paths", "table"),
+    [
+        (clip_paths(), tables.CLIP_TABLE),
+        (clip_paths(), tables.OPEN_CLIP_TABLE),
+        (adapter_paths(), tables.ADAPTER_TABLE),
+    ],
 )
-def test_every_parameter_has_one_name_and_the_way_back(paths, table):
-    names = {path: tables.to_theirs(path, table) for path in paths}
-    assert len({mapped.name for mapped in names.values()}) == len(paths)
-    for path, mapped in names.items():
-        assert tables.to_ours(mapped.name, table) == tables.Mapped(path, mapped.layout)
+def test_every_parameter_has_one_place_and_the_way_back(paths, table):
+    places = {path: tables.to_theirs(path, table) for path in paths}
+    assert len({(mapped.name, mapped.piece) for mapped in places.values()}) == len(paths)
+    for path, mapped in places.items():
+        back = tables.to_ours(mapped.name, table)
+        assert len(back) == mapped.pieces
+        assert back[mapped.piece] == tables.Mapped(path, mapped.layout, mapped.piece, mapped.pieces)
 
 
 def test_unknown_names_are_not_guessed():
     for key in ("vision_model.encoder.layers.x.mlp.fc1.weight", "logit_scale2", "audio_model.position.bias"):
-        assert tables.to_ours(key, tables.CLIP_TABLE) is None
+        assert not tables.to_ours(key, tables.CLIP_TABLE)
     with pytest.raises(ValueError, match="'vision/blocks/0/gate' has no PyTorch name"):
         tables.to_theirs("vision/blocks/0/gate", tables.CLIP_TABLE)
 

@@ -111,7 +111,7 @@ def test_a_mesh_of_eight_trains_the_same(whole, data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (("--config.model=no/such",), "no checkpoint folder at 'no/such'"),
+        (("--config.model=no/such",), "no checkpoint at 'no/such'"),
         (("--config.objectives.fusion_distilation=1.0",), "fusion_distilation"),
         (("--config.adapter.variant=copi",), "'copy' or 'residual'"),
         (("--config.teacher.readout=gemm",), "unknown read-out 'gemm'"),

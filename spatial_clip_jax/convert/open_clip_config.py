@@ -1,0 +1,137 @@
+"""open_clip's model configuration (`open_clip_config.json`) to our specs, and back: ViTs with a class token.
+
+Fields that would change what the towers compute, and that ours do not, are refused rather than passed over.
+"""
+
+from typing import Any
+
+from spatial_clip_jax.models.spec import CLIP_MEAN, CLIP_STD, ClipSpec, TextSpec, VisionSpec
+
+Json = dict[str, Any]
+
+HEAD_WIDTH, MLP_RATIO = 64, 4.0  # open_clip's defaults of a ViT
+CONTEXT_LENGTH, VOCABULARY, TEXT_WIDTH, TEXT_HEADS, TEXT_LAYERS = 77, 49408, 512, 8, 12  # and of its text tower
+
+# Fields whose other values would be another architecture, with the value that ours has.
+SAME_AS_OURS: dict[str, Json] = {
+    "model_cfg": {"custom_text": False, "nonscalar_logit_scale": False, "init_logit_bias": None},
+    "vision_cfg": {
+        "ls_init_value": None,
+        "patch_dropout": 0.0,
+        "attentional_pool": False,
+        "no_ln_pre": False,
+        "pos_embed_type": "learnable",
+        "final_ln_after_pool": False,
+        "pool_type": "tok",
+        "output_tokens": False,
+        "timm_model_name": None,
+        "global_average_pool": False,
+        "input_patchnorm": False,
+    },
+    "text_cfg": {
+        "ls_init_value": None,
+        "embed_cls": False,
+        "pad_id": 0,
+        "no_causal_mask": False,
+        "pool_type": "argmax",
+        "proj_bias": False,
+        "output_tokens": False,
+        "hf_model_name": None,
+        "hf_tokenizer_name": None,
+    },
+}
+READ = {
+    "model_cfg": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
+    "vision_cfg": {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
+}
+
+
+def spec_from_open_clip(config: Json) -> ClipSpec:
+    """Spec of the CLIP that open_clip_config.json describes; ValueError for an architecture that is not ours."""
+    model, preprocessing = config.get("model_cfg", config), config.get("preprocess_cfg", {})
+    if not isinstance(model, dict) or "embed_dim" not in model:
+        raise ValueError("open_clip_config.json has no model_cfg.embed_dim: it does not describe an open_clip model.")
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    _refuse_others({"model_cfg": model, "vision_cfg": vision, "text_cfg": text})
+    activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
+    return ClipSpec(_vision(vision, preprocessing, activation), _text(text, activation), model["embed_dim"])
+
+
+def open_clip_from_spec(spec: ClipSpec) -> Json:
+    """open_clip_config.json of this geometry; ValueError where open_clip has no words for it."""
+    vision, text = spec.vision, spec.text
+    if vision.activation != text.activation or {vision.norm_eps, text.norm_eps} != {1e-5}:
+        raise ValueError("open_clip knows one activation for both towers and norms of epsilon 1e-5 alone.")
+    return {
+        "model_cfg": {
+            "embed_dim": spec.embed_dim,
+            "quick_gelu": vision.activation == "quick_gelu",
+            "vision_cfg": {
+                "image_size": vision.image_size,
+                "patch_size": vision.patch_size,
+                "width": vision.width,
+                "layers": vision.layers,
+                "head_width": vision.width // vision.heads,
+                "mlp_ratio": vision.mlp_width / vision.width,
+            },
+            "text_cfg": {
+                "context_length": text.context_length,
+                "vocab_size": text.vocab_size,
+                "width": text.width,
+                "heads": text.heads,
+                "layers": text.layers,
+                "mlp_ratio": text.mlp_width / text.width,
+            },
+        },
+        "preprocess_cfg": {"mean": list(vision.mean), "std": list(vision.std)},
+    }
+
+
+def _refuse_others(sections: dict[str, Json]) -> None:
+    """ValueError naming every field that says something our towers do not do."""
+    faults = []
+    for name, section in sections.items():
+        known = SAME_AS_OURS[name]
+        for field, value in section.items():
+            if field not in READ[name] and (field not in known or value != known[field]):
+                ours = f"here it is {known[field]!r}" if field in known else "unknown here"
+                faults.append(f"{name}.{field} = {value!r} ({ours})")
+    if faults:
+        raise ValueError("open_clip_config.json describes another architecture: " + "; ".join(faults) + ".")
+
+
+def _vision(vision: Json, preprocessing: Json, activation: str) -> VisionSpec:
+    width, layers = vision.get("width", 768), vision.get("layers", 12)
+    if isinstance(layers, list):
+        raise ValueError(f"open_clip_config.json describes a ResNet (layers {layers}); only ViTs can be read.")
+    red, green, blue = preprocessing.get("mean", CLIP_MEAN)
+    deviation = preprocessing.get("std", CLIP_STD)
+    return VisionSpec(
+        image_size=vision.get("image_size", 224),
+        patch_size=vision.get("patch_size", 16),
+        width=width,
+        layers=layers,
+        heads=width // vision.get("head_width", HEAD_WIDTH),
+        mlp_width=int(width * vision.get("mlp_ratio", MLP_RATIO)),
+        activation=activation,
+        mean=(red, green, blue),
+        std=tuple(deviation),
+        position_resize="open_clip",
+    )
+
+
+def _text(text: Json, activation: str) -> TextSpec:
+    vocabulary, width = text.get("vocab_size", VOCABULARY), text.get("width", TEXT_WIDTH)
+    return TextSpec(
+        vocab_size=vocabulary,
+        context_length=text.get("context_length", CONTEXT_LENGTH),
+        width=width,
+        layers=text.get("layers", TEXT_LAYERS),
+        heads=text.get("heads", TEXT_HEADS),
+        mlp_width=int(width * text.get("mlp_ratio", MLP_RATIO)),
+        activation=activation,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
+    )
