@@ -22,7 +22,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
             adapter=dict(variant=values["variant"], blocks=3, readout="maskclip"),
             # Input size of the student and of the teacher's whole view, in units of the native one.
             scale=2.0,
-            data=dict(kind="scenes", world=values["world"], dir="data", split="unlabeled", max_corrupt_fraction=0.01),
+            # kind: "scenes", the bundled world, written below `dir`; "folder" of pictures or "tfds" version folder, at
+            # `path`.
+            data=dict(
+                kind="scenes",
+                world=values["world"],
+                dir="data",
+                path="",
+                split="unlabeled",
+                max_corrupt_fraction=0.01,
+            ),
             teacher=dict(
                 rule="affinity",
                 readout="maskclip",

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from launch.reporting import GLOBAL, write_report
 from spatial_clip_jax.api import SpatialClip
-from spatial_clip_jax.data.scenes.load import load_annotated
+from spatial_clip_jax.data.scenes.load import check_world, load_annotated
 from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.evaluate.readings import Row
 from spatial_clip_jax.evaluate.runner import Benchmark, environment, run_benchmark, write_metrics
@@ -24,15 +24,27 @@ SCALES = (1.0, 1.5, 2.0)
 PICTURES = 24  # the report chooses its examples among these
 
 
+def row_names(adapter: bool) -> list[str]:
+    """`plain`, the training-free read-outs, `fusion`, and where there is an adapter `adapter` and `adapter+fusion`."""
+    return [*READOUTS, "fusion", *(("adapter", "adapter+fusion") if adapter else ())]
+
+
+def check_section(section: ConfigDict, names: list[str]) -> None:
+    """ValueError unless `section` asks for rows among `names`, one or more pictures, and a world that there is."""
+    unknown = sorted(set(section.rows) - set(names))
+    if unknown:
+        raise ValueError(f"config.benchmark.rows names {unknown}; there are {names}")
+    counts = {name: section[name] for name in ("validation", "test", "singles")}
+    if min(counts.values()) < 1:
+        raise ValueError(f"config.benchmark asks for {counts} pictures; each must be at least 1")
+    check_world(section.world)
+
+
 def benchmark(section: ConfigDict, adapted: SpatialClip, fusion: FusionSettings, world: Path) -> Benchmark:
     """Measures every row (or those `section.rows` names) on `test`, with settings chosen on `validation`."""
-    rows = all_rows(adapted, fusion, tuple(section.teacher_scales))
-    unknown = set(section.rows) - {row.name for row in rows}
-    if unknown:
-        raise ValueError(f"config.benchmark.rows names {sorted(unknown)}; there are {[row.name for row in rows]}")
-    chosen = [row for row in rows if not section.rows or row.name in section.rows]
+    rows = _rows(adapted, fusion, tuple(section.teacher_scales))
     return run_benchmark(
-        chosen,
+        [row for name, row in rows.items() if not section.rows or name in section.rows],
         load_annotated(world, "validation", section.validation),
         load_annotated(world, "test", section.test),
         load_annotated(world, "test_single", section.singles),
@@ -42,15 +54,14 @@ def benchmark(section: ConfigDict, adapted: SpatialClip, fusion: FusionSettings,
     )
 
 
-def all_rows(adapted: SpatialClip, fusion: FusionSettings, teacher_scales: tuple[float, ...]) -> list[Row]:
-    """`plain`, the training-free read-outs, `fusion`, and where there is an adapter `adapter` and `adapter+fusion`."""
+def _rows(adapted: SpatialClip, fusion: FusionSettings, teacher_scales: tuple[float, ...]) -> dict[str, Row]:
     original = adapted.without_adapter()
     rows = [Row(name, _one_pass(original, name), original.encode_image, SCALES) for name in READOUTS]
     rows.append(Row("fusion", _fused(original, fusion), original.encode_image, teacher_scales))
     if adapted.adapter_spec:
         rows.append(Row("adapter", _one_pass(adapted, "adapter"), adapted.encode_image, SCALES))
         rows.append(Row("adapter+fusion", _multi_scale(adapted, fusion), adapted.encode_image, teacher_scales))
-    return rows
+    return {row.name: row for row in rows}
 
 
 def write_results(

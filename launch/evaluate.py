@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from launch import cli
-from launch.benchmark import benchmark, write_results
+from launch.benchmark import benchmark, check_section, row_names, write_results
 from spatial_clip_jax.api import load
 from spatial_clip_jax.data.scenes.load import prepare
 from spatial_clip_jax.fusion.settings import FusionSettings
@@ -19,8 +19,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """Measures, and writes metrics.json and report.html to the workdir."""
     model = load(config.model, config.adapter or None)
     fusion = read_section(FusionSettings, config.teacher, "teacher")
-    world = prepare(config.benchmark.world, Path(config.data.dir))
+    check_section(config.benchmark, row_names(model.adapter_spec is not None))
     workdir.mkdir(parents=True, exist_ok=True)
+    world = prepare(config.benchmark.world, Path(config.data.dir))
     write_results(workdir, model, benchmark(config.benchmark, model, fusion, world), {}, world)
 
 

@@ -5,7 +5,7 @@ python -m launch.export --adapter=runs/quickstart --folder=exported
 
 from absl import app, flags
 
-from launch.cli import user_errors
+from launch.cli import quiet_logs, user_errors
 from spatial_clip_jax.api import load
 
 MODEL = flags.DEFINE_string("model", "tiny", "The bundled model, or a local folder in Hugging Face's CLIP format.")
@@ -19,6 +19,7 @@ def main(arguments: list[str]) -> None:
     """Loads and writes."""
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected arguments {arguments[1:]}")
+    quiet_logs()
     with user_errors():
         load(MODEL.value, ADAPTER.value).save_pretrained(FOLDER.value)
     print(f"written: {FOLDER.value}")

@@ -1,5 +1,7 @@
 """The benchmark tables of several runs as one: mean and spread (half the range) over seeds, in Markdown.
 
+Each cell is over the runs that have it; a folder given twice counts once.
+
 python -m launch.table runs/seed0 runs/seed1 runs/seed2
 """
 
@@ -21,21 +23,29 @@ def main(folders: list[str]) -> None:
         sys.exit("usage: python -m launch.table WORKDIR [WORKDIR ...]")
     try:
         print(table(collect([Path(folder) for folder in folders])))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
 def collect(folders: list[Path]) -> Rows:
     """{row: {metric: values, one a run}}; `average` is the mean of the dense metrics within a run."""
     rows: Rows = {}
-    for folder in folders:
-        content = json.loads((folder / "metrics.json").read_text())
-        for row, scores in {GLOBAL: content["protocol"]["baseline"], **content["benchmark"]}.items():
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        for row, scores in _scores(folder / "metrics.json").items():
             if set(DENSE_METRICS) <= set(scores):
                 scores = {**scores, "average": float(np.mean([scores[metric] for metric in DENSE_METRICS]))}
             for metric, value in scores.items():
                 rows.setdefault(row, {}).setdefault(metric, []).append(value)
     return rows
+
+
+def _scores(path: Path) -> dict[str, dict[str, float]]:
+    """{row: {metric: value}} of one run; ValueError for a file that launch.train did not write."""
+    try:
+        content = json.loads(path.read_text())
+        return {GLOBAL: dict(content["protocol"]["baseline"]), **content["benchmark"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} was not written by launch.train or launch.evaluate ({error!r})") from error
 
 
 def table(rows: Rows) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from spatial_clip_jax.train import distributed, sharding
 from spatial_clip_jax.train.checkpoint import Checkpoints
@@ -21,7 +21,7 @@ from spatial_clip_jax.train.settings import Settings, read_settings
 from spatial_clip_jax.train.state import TrainState, new_state
 from spatial_clip_jax.train.step import make_train_step
 from spatial_clip_jax.train.task import Evaluate, Task
-from spatial_clip_jax.train.workdir import claim_workdir
+from spatial_clip_jax.train.workdir import claim_workdir, held_workdir, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class _Run:
     optimizer: optax.GradientTransformation
     abstract: TrainState
     shardings: TrainState
+    batch_place: NamedSharding
     frozen: Any
 
 
@@ -74,10 +75,18 @@ def train(
     """
     settings = read_settings(config)
     distributed.initialize(settings.distributed)
-    resolved = claim_workdir(workdir, config)
     mesh = sharding.make_mesh(settings.mesh)
-    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", settings.checkpoint.keep) as checkpoints:
-        run = _prepare(task, settings, resolved, mesh)
+    # Everything that the config can get wrong comes before the folder is claimed.
+    with jax.set_mesh(mesh):
+        run = _prepare(task, settings, resolve(config), mesh)
+    with held_workdir(workdir):
+        claim_workdir(workdir, run.config)
+        return _train(run, workdir, evaluate)
+
+
+def _train(run: _Run, workdir: Path, evaluate: Evaluate | None) -> TrainResult:
+    settings, task = run.settings, run.task
+    with jax.set_mesh(run.mesh), Checkpoints(workdir / "checkpoints", settings.checkpoint.keep) as checkpoints:
         state = _restore(run, checkpoints) or _initialise(run)
         with Recorder(workdir, int(state.step), settings.steps, settings.batch_size) as recorder:
             state = _loop(run, state, checkpoints, recorder, evaluate)
@@ -91,8 +100,8 @@ def _loop(
     settings, step = run.settings, int(state.step)
     metrics: dict[str, Any] = {}
     run_step = make_train_step(run.task.loss_fn, run.optimizer, run.shardings, settings.seed)
-    place = sharding.batch_sharding(run.mesh, settings.batch_size)
-    with distributed.StopSignal() as stop, Prefetch(run.task.batches, place, settings.batch_size) as batches:
+    prefetch = Prefetch(run.task.batches, run.batch_place, settings.batch_size)
+    with distributed.StopSignal() as stop, prefetch as batches:
         while True:
             if evaluate and _due(step, settings.evaluate_every, settings) and not recorder.evaluated(step):
                 recorder.evaluation(step, evaluate(step, state.params))
@@ -137,8 +146,9 @@ def _prepare(task: Task, settings: Settings, config: dict[str, Any], mesh: Mesh)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
     )
+    batch_place = sharding.batch_sharding(mesh, settings.batch_size)
     frozen = jax.device_put(task.frozen, places["frozen"])
-    return _Run(task, settings, config, mesh, optimizer, abstract, shardings, frozen)
+    return _Run(task, settings, config, mesh, optimizer, abstract, shardings, batch_place, frozen)
 
 
 def _restore(run: _Run, checkpoints: Checkpoints) -> TrainState | None:

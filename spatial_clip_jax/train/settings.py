@@ -1,5 +1,6 @@
 """The part of a config that the training loop reads, checked in one place."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -75,7 +76,7 @@ def read_settings(config: ml_collections.ConfigDict) -> Settings:
     """Returns the loop's settings from a config, which may hold other fields for other readers.
 
     Raises:
-      ValueError: on a missing field, an unknown one in `optimizer` or `checkpoint`, or a number below 1.
+      ValueError: on a missing field, an unknown one in `optimizer` or `checkpoint`, or a number out of its range.
     """
     values = config.to_dict()
     known = {f.name: values[f.name] for f in fields(Settings) if f.name in values}
@@ -109,3 +110,8 @@ def _check_positive(settings: Settings) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"config.{name} is {value}; it must be at least 1.")
+    if not 0 <= settings.seed < 2**32:
+        raise ValueError(f"config.seed is {settings.seed}; it must be between 0 and {2**32 - 1}.")
+    rate = settings.optimizer.learning_rate
+    if not 0 < rate < math.inf:
+        raise ValueError(f"config.optimizer.learning_rate is {rate}; it must be a positive number.")

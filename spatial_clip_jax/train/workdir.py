@@ -1,9 +1,11 @@
-"""A run's folder: its config, and the rule that one folder holds one run."""
+"""A run's folder: its config, and the rule that one folder holds one run, and one process runs it."""
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +15,59 @@ from spatial_clip_jax.train.distributed import is_main
 
 logger = logging.getLogger(__name__)
 
-# A run may be continued with other values of these: they do not change what it computes.
-HARMLESS = ("log_every", "evaluate_every", "checkpoint", "mesh", "sharding", "distributed")
+# A run may be continued with other values of these: they do not change what it trains.
+HARMLESS = ("log_every", "evaluate_every", "checkpoint", "mesh", "sharding", "distributed", "measure", "benchmark")
 
 
-def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any]:
+@contextlib.contextmanager
+def held_workdir(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder; ValueError if one is at work in it."""
+    if not is_main():
+        yield
+        return
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} is a file; give a folder.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process is at work in {workdir}: wait for it, or use another --workdir."
+            ) from error
+        yield
+
+
+def resolve(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config in JSON's own types."""
+    return json.loads(json.dumps(config.to_dict(), default=str))
+
+
+def claim_workdir(workdir: Path, resolved: dict[str, Any]) -> None:
     """Writes `config.json` into the folder, or checks that the folder already belongs to this run.
 
-    Returns:
-      The resolved config in JSON's own types.
+    A run that has not saved a checkpoint yet has nothing to lose: its folder may be taken with another config.
 
     Raises:
       ValueError: if the folder holds another run, naming the fields that differ.
     """
-    resolved = json.loads(json.dumps(config.to_dict(), default=str))
     path = workdir / "config.json"
-    if path.exists():
-        _check_same_run(json.loads(path.read_text()), resolved, workdir)
-    elif any(workdir.glob("checkpoints/[0-9]*")):
-        raise ValueError(f"{workdir} holds checkpoints but no config.json; use another --workdir.")
+    if any(workdir.glob("checkpoints/[0-9]*")):
+        if not path.exists():
+            raise ValueError(f"{workdir} holds checkpoints but no config.json; use another --workdir.")
+        _check_same_run(_read(path), resolved, workdir)
     if is_main():
         _write_atomically(path, json.dumps(resolved, indent=2) + "\n")
-    return resolved
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged, so nobody knows whose the run is; use another --workdir.")
+    return content
 
 
 def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:

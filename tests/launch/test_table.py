@@ -29,3 +29,15 @@ def test_mean_and_spread(tmp_path):
 def test_missing_runs_are_named(tmp_path):
     with pytest.raises(SystemExit, match="metrics.json"):
         main([str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("content", ["{}", "{", "[1]", '{"benchmark": {}, "protocol": 3}'])
+def test_other_files_are_named(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(SystemExit, match="metrics.json was not written by launch"):
+        main([str(tmp_path)])
+
+
+def test_a_run_given_twice_counts_once(tmp_path):
+    write(tmp_path / "a", 0.25)
+    assert collect([tmp_path / "a", tmp_path / "b" / ".." / "a"])["adapter"]["average"] == [0.25]

@@ -13,8 +13,15 @@ from spatial_clip_jax.data.scenes.annotations import AnnotatedObject, AnnotatedP
 from spatial_clip_jax.data.scenes.builder import RELATIONS, Scenes
 
 
+def check_world(config: str) -> None:
+    """ValueError unless there is a world of that size."""
+    if config not in Scenes.builder_configs:
+        raise ValueError(f"there is no world {config!r}; there are {', '.join(Scenes.builder_configs)}")
+
+
 def prepare(config: str, data_dir: Path) -> Path:
     """Writes the world `config` ("quickstart", "full", "mini") below `data_dir` unless it is there; its folder."""
+    check_world(config)
     builder = Scenes(config=config, data_dir=str(data_dir), file_format="array_record")
     builder.download_and_prepare()
     return Path(builder.data_path)
