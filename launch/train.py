@@ -4,13 +4,14 @@ python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import logging
+import math
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from launch import cli
-from launch.benchmark import benchmark, write_results
+from launch.benchmark import benchmark, check_section, row_names, write_results
 from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.data.scenes.load import prepare
 from spatial_clip_jax.data.sources import Source, open_source
@@ -18,21 +19,26 @@ from spatial_clip_jax.data.stream import PictureStream
 from spatial_clip_jax.fusion.encoders import fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.params import Params
-from spatial_clip_jax.models.spec import AdapterSpec
+from spatial_clip_jax.models.spec import AdapterSpec, VisionSpec
 from spatial_clip_jax.train.adaptation import Objectives, adaptation_loss, read_section
 from spatial_clip_jax.train.distributed import initialize, is_main, main_first, to_host
 from spatial_clip_jax.train.loop import TrainResult, train
+from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.task import Batches, Task
-from spatial_clip_jax.train.teacher import CachedTeacher
+from spatial_clip_jax.train.teacher import CachedTeacher, fingerprint
 
 logger = logging.getLogger(__name__)
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Trains, exports, measures, reports."""
+    read_settings(config)  # its faults come before any work
     initialize(config.distributed)
     model = load(config.model)
+    _check_scale(config.scale, model.spec.vision)
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
+    if config.measure:
+        check_section(config.benchmark, row_names(adapter=True))
     result = train(config, adaptation_task(config, model, adapter, workdir), workdir)
     params = to_host(result.state.params)
     if is_main():
@@ -40,14 +46,15 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 def finish(config: ConfigDict, adapted: SpatialClip, result: TrainResult, workdir: Path) -> None:
-    """Benchmark, report and export of a trained adapter; the export carries the settings chosen on validation."""
+    """Export, benchmark and report of a trained adapter; the export gets the settings chosen on validation."""
+    adapted.save_pretrained(workdir / "export")
     if config.measure:
         fusion = read_section(FusionSettings, config.teacher, "teacher")
         world = prepare(config.benchmark.world, Path(config.data.dir))
         measured = benchmark(config.benchmark, adapted, fusion, world)
-        adapted.settings = measured.settings["adapter"]
+        adapted.settings = measured.settings.get("adapter", adapted.settings)
         write_results(workdir, adapted, measured, result.summary, world)
-    adapted.save_pretrained(workdir / "export")
+        adapted.save_pretrained(workdir / "export")
     logger.info("written: %s", workdir)
 
 
@@ -60,6 +67,14 @@ def adaptation_task(config: ConfigDict, model: SpatialClip, adapter: AdapterSpec
     frozen = {"vision": model.params["vision"]}
     stream, batches = _batches(config, model, frozen, fusion, workdir)
     return Task(params, frozen, adaptation_loss(towers, objectives, fusion), batches, stream.counters)
+
+
+def _check_scale(scale: float, vision: VisionSpec) -> None:
+    side = scale * vision.image_size
+    if not 0 < side < math.inf or round(side) % vision.patch_size:
+        raise ValueError(
+            f"config.scale={scale} makes pictures of {side} pixels; they must be whole patches of {vision.patch_size}"
+        )
 
 
 def _batches(
@@ -85,7 +100,8 @@ def _batches(
     def teacher(images: jax.Array) -> jax.Array:
         return fused_maps(model.towers, frozen, images, fusion)
 
-    return stream, CachedTeacher(stream, teacher, len(source), shape, folder)
+    made_of = fingerprint(source, frozen, fusion=fusion, tower=model.spec.vision, side=side)
+    return stream, CachedTeacher(stream, teacher, len(source), shape, folder, made_of)
 
 
 def _source(data: ConfigDict) -> Source:

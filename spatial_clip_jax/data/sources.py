@@ -1,15 +1,19 @@
 """Where pictures come from: TFDS datasets stored as ArrayRecord, and folders of picture files."""
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import ml_collections
 
 Record = dict[str, Any]
+Fingerprint = dict[str, str | int]
 
 EXTENSIONS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# ArrayRecord pads its files to whole blocks, so their sizes tell little; the last block is the index of all records.
+BLOCK = 65536
 
 
 @runtime_checkable
@@ -21,7 +25,15 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Record:
-        """Returns record number `index`; safe to call from several threads."""
+        """Returns record number `index`; safe to call from several threads.
+
+        Raises:
+          OSError: if its file has vanished, is damaged or cannot be read.
+        """
+        ...
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns what changes, in JSON's own types, when record numbers stand for other pictures; reads no picture."""
         ...
 
 
@@ -49,6 +61,11 @@ class FolderSource:
         name = self._names[index]
         return {"image": (self._folder / name).read_bytes(), "name": name}
 
+    def fingerprint(self) -> Fingerprint:
+        """Names, sizes and times of change, in order; where the folder lies does not count."""
+        files = (os.fsencode(f"{name}\0{_stamp(self._folder / name)}") for name in self._names)
+        return {"kind": "folder", "records": len(self), "files": _digest(files)}
+
 
 class TfdsSource:
     """One split of a TFDS dataset in ArrayRecord format, read without TensorFlow and without decoding."""
@@ -73,14 +90,27 @@ class TfdsSource:
                 f"{folder} is stored as {builder.info.file_format.value}, which has no random access; write "
                 "it again with file_format='array_record'."
             )
-        self._split = split
+        self._split, self._info = split, builder.info
         self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        return {**self._records[index], "name": f"{self._split}[{index}]"}
+        name = f"{self._split}[{index}]"
+        try:
+            return {**self._records[index], "name": name}
+        except RuntimeError as error:  # ArrayRecord's, for a shard that has vanished or is damaged.
+            raise OSError(f"Cannot read {name}: {error}") from error
+
+    def fingerprint(self) -> Fingerprint:
+        """Name, version, split, and the shards' names, sizes and indices; where and when they were written does not."""
+        shards = (f"{path.name}\0{path.stat().st_size}\0".encode() + _tail(path) for path in self._shards())
+        name = {"kind": "tfds", "name": self._info.full_name, "split": self._split}
+        return {**name, "records": len(self), "files": _digest(shards)}
+
+    def _shards(self) -> list[Path]:
+        return [Path(path) for path in self._info.splits[self._split].filepaths]
 
 
 def open_source(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source:
@@ -92,14 +122,45 @@ def open_source(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source
 
     Raises:
       FileNotFoundError: if the path does not exist or holds nothing of the kind, listing what there is.
-      ValueError: on an unknown kind or split, or a TFDS dataset that is not in ArrayRecord format.
+      ValueError: on an unknown kind or split, an empty path, or a TFDS dataset that is not in ArrayRecord format.
     """
-    kind = config["kind"]
+    kind, path = config.get("kind"), config.get("path")
+    if kind not in ("folder", "tfds"):
+        raise ValueError(
+            f"Unknown data.kind {kind!r}; the valid ones are 'folder' and 'tfds', and 'scenes' where a command "
+            "brings the bundled world."
+        )
+    # Path("") would be the current folder.
+    if not path or not str(path).strip():
+        raise ValueError("data.path is empty: give a folder of pictures or a TFDS version folder.")
+    folder = Path(path).expanduser()
     if kind == "folder":
-        return FolderSource(Path(config["path"]).expanduser())
-    if kind == "tfds":
-        return TfdsSource(Path(config["path"]).expanduser(), config["split"])
-    raise ValueError(f"Unknown kind of source {kind!r}; the valid ones are ['folder', 'tfds'].")
+        return FolderSource(folder)
+    if not config.get("split"):
+        raise ValueError("data.split is empty: give a split of the TFDS dataset, such as 'train' or 'train[:90%]'.")
+    return TfdsSource(folder, config["split"])
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part + b"\n")
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> str:
+    """Size and time of change; a file that is not there, such as behind a dangling link, has none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - BLOCK))
+        return file.read()
 
 
 def _contents(folder: Path, most: int = 10) -> str:

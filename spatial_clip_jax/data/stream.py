@@ -1,8 +1,8 @@
 """An endless, shuffled, exactly resumable stream of picture batches.
 
 The order is one infinite sequence of record numbers, shuffled anew each epoch by index arithmetic alone.
-Hosts take turns in it, so its position is one number, whatever the number of hosts. A corrupt picture is
-replaced, not dropped: dropping would shift the sequence on one host alone.
+Hosts take turns in it, so its position is one number, whatever the number of hosts. A corrupt picture, or one
+that cannot be read, is replaced, not dropped: dropping would shift the sequence on one host alone.
 """
 
 import logging
@@ -138,11 +138,13 @@ class _Loader:
         return {"image": image, "index": np.int64(index)}
 
     def _load(self, index: int) -> np.ndarray | None:
-        record = self._source[index]
+        name = f"record {index}"
         try:
-            image = decode_image(record["image"], record["name"], at_least=max(self._size))
-        except ValueError as error:
-            self._count(index, record["name"], error)
+            record = self._source[index]
+            name = record["name"]
+            image = decode_image(record["image"], name, at_least=max(self._size))
+        except (OSError, ValueError) as error:
+            self._count(index, str(getattr(error, "filename", None) or name), error)
             return None
         return fitted(image, self._size, self._resize)
 
@@ -153,9 +155,11 @@ class _Loader:
             image = self._load(int(index))
             if image is not None:
                 return image, int(index)
-        raise ValueError(f"{SUBSTITUTES} records in a row cannot be decoded. {self._names()}")
+        raise ValueError(
+            f"{SUBSTITUTES} records in a row cannot be read or decoded. {self._names()} Check what data.path names."
+        )
 
-    def _count(self, index: int, name: str, error: ValueError) -> None:
+    def _count(self, index: int, name: str, error: Exception) -> None:
         with self._lock:
             if index in self.corrupt:
                 return
@@ -172,7 +176,8 @@ class _Loader:
         if self._seen >= min(ENOUGH, len(self._source)) and share > self._max_corrupt_fraction:
             raise ValueError(
                 f"{len(self.corrupt)} of {self._seen} records are corrupt, more than max_corrupt_fraction = "
-                f"{self._max_corrupt_fraction}. {self._names()}"
+                f"{self._max_corrupt_fraction}. {self._names()} Repair or remove them, or allow more with "
+                "config.data.max_corrupt_fraction."
             )
 
     def _names(self) -> str:

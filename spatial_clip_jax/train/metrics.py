@@ -1,6 +1,7 @@
 """What a run tells: lines of metrics, TensorBoard curves, a progress bar, and a summary at the end."""
 
 import json
+import logging
 import math
 import statistics
 import sys
@@ -17,6 +18,8 @@ from tqdm import tqdm
 
 from spatial_clip_jax.train.distributed import from_main, is_main
 
+logger = logging.getLogger(__name__)
+
 EVALUATE = "evaluate/"
 
 
@@ -24,14 +27,14 @@ class MetricWriter:
     """Writes `metrics.jsonl`, a JSON object a line with step, time and scalars, and TensorBoard event files.
 
     Lines after the step that a run goes on from are dropped, so no part of a curve is drawn twice.
+
+    Raises:
+      ValueError: if a line that is there, other than the last, is damaged.
     """
 
     def __init__(self, workdir: Path, start_step: int) -> None:
         path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        # A killed writer may leave half a line at the end.
-        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
-        self.rows: list[dict[str, Any]] = [row for row in rows if row["step"] <= start_step]
+        self.rows = [row for row in _read_rows(path) if row["step"] <= start_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = path.open("a")
@@ -163,6 +166,30 @@ def check_finite(step: int, window: list[dict[str, Any]]) -> None:
                 f"The run diverged at or before step {step}: {values}. The newest checkpoint is older; lower "
                 "optimizer.learning_rate, lengthen warmup_steps or set clip_norm, and start in a new workdir."
             )
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines there are; a damaged last one is dropped, since a killed run may leave half a line."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(_row(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(
+                    f"Line {number} of {path} is no JSON object with a step ({error}): delete that line, or move the "
+                    "file away to start the curves anew, and run again."
+                ) from error
+            logger.warning("the last line of %s is damaged (%s), as a killed run leaves it: dropped", path, error)
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("it has none")
+    return row
 
 
 def _mean(values: list[Any]) -> float:

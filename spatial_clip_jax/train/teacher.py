@@ -3,51 +3,83 @@
 Fusing takes many passes of the tower, and a small data set is seen many times over.
 """
 
+import dataclasses
+import errno
 import functools
-from collections.abc import Callable
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from spatial_clip_jax.data.sources import Source
+from spatial_clip_jax.train.state import leaf_name
 from spatial_clip_jax.train.task import Batches, Tree
 
+logger = logging.getLogger(__name__)
+
 Teacher = Callable[[Any], Any]  # uint8 pictures (b, H, W, 3) -> fused maps (b, h, w, e)
+
+MAPS, DONE, FINGERPRINT = "maps.f16", "done.u8", "fingerprint.json"
+# What the system says where there is no room for a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CachedTeacher:
     """A stream of batches that gains "teacher": fp16 maps (b, h, w, e) of the batch's pictures.
 
     The files hold one map a record and one flag a record, which is set after the map is written: a killed run finds
-    every flagged map whole, so a resumed run trains on the very same numbers. Nothing is written before a first batch.
+    every flagged map whole, so a resumed run trains on the very same numbers. What the maps were made of lies beside
+    them (see `fingerprint`): maps of other pictures or weights are not read, but computed anew. Nothing is written
+    before a first batch.
     """
 
-    def __init__(self, batches: Batches, teacher: Teacher, records: int, shape: tuple[int, int, int], folder: Path):
-        self._batches, self._teacher = batches, teacher
-        self._records, self._shape, self._folder = records, shape, folder
+    def __init__(
+        self,
+        batches: Batches,
+        teacher: Teacher,
+        records: int,
+        shape: tuple[int, int, int],
+        folder: Path,
+        fingerprint: Mapping[str, Any],
+    ):
+        self._batches, self._teacher, self._folder = batches, teacher, folder
+        self._shape, self._fingerprint = (records, *shape), {**fingerprint, "maps": [records, *shape]}
 
     @functools.cached_property
-    def _maps(self) -> np.memmap:
-        return _array(self._folder / "maps.f16", np.float16, (self._records, *self._shape))
-
-    @functools.cached_property
-    def _done(self) -> np.memmap:
-        return _array(self._folder / "done.u8", np.uint8, (self._records,))
+    def _arrays(self) -> tuple[np.memmap, np.memmap]:
+        """Maps and flags, mapped; they outlive the process."""
+        _claim(self._folder, self._fingerprint, {MAPS: 2 * int(np.prod(self._shape)), DONE: self._shape[0]})
+        maps = np.memmap(self._folder / MAPS, np.float16, "r+", shape=self._shape)
+        return maps, np.memmap(self._folder / DONE, np.uint8, "r+", shape=self._shape[:1])
 
     def __next__(self) -> Tree:
+        """Returns the next batch.
+
+        Raises:
+          ValueError: if the disk has no room for the maps.
+        """
         batch = next(self._batches)
-        if not self._done[batch["index"]].all():
+        maps, done = self._arrays
+        if not done[batch["index"]].all():
             self._compute(batch)
-        return {**batch, "teacher": np.asarray(self._maps[batch["index"]])}
+        return {**batch, "teacher": np.asarray(maps[batch["index"]])}
 
     def _compute(self, batch: Tree) -> None:
         """Computes the whole batch, but keeps the maps of earlier batches as they are."""
-        maps: Float[np.ndarray, "b h w e"] = np.asarray(self._teacher(batch["image"]))
-        for index, fused in zip(batch["index"], maps, strict=True):
-            if not self._done[index]:
-                self._maps[index] = fused
-                self._done[index] = 1
+        maps, done = self._arrays
+        computed: Float[np.ndarray, "b h w e"] = np.asarray(self._teacher(batch["image"]))
+        for index, fused in zip(batch["index"], computed, strict=True):
+            if not done[index]:
+                maps[index] = fused
+                done[index] = 1
 
     def get_state(self) -> dict[str, Any]:
         """The stream's own position; the files need none."""
@@ -58,12 +90,97 @@ class CachedTeacher:
         self._batches.set_state(state)
 
 
-def _array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """A memory-mapped array that outlives the process; a file of another size is from another run and is refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if path.exists() and path.stat().st_size != expected:
-        raise ValueError(
-            f"{path} holds {path.stat().st_size} bytes, expected {expected}: delete its folder and start again"
-        )
-    return np.memmap(path, dtype, "r+" if path.exists() else "w+", shape=shape)
+def fingerprint(source: Source, frozen: Tree, **settings: Any) -> dict[str, Any]:
+    """All that maps depend on, in JSON's own types: pictures, weights and settings, which may be dataclasses.
+
+    Neither a seed nor a place is in it, so a copied folder serves another run.
+    """
+    known = {"pictures": source.fingerprint(), "weights": _digest(frozen), **settings}
+    return json.loads(json.dumps(known, default=dataclasses.asdict))
+
+
+def _digest(tree: Tree) -> str:
+    """A hash of the names, types, shapes and bytes of a tree's arrays, whose leaves must be on this host."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{leaf_name(path)} {array.dtype} {np.shape(leaf)}\n".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _claim(folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Leaves files of these sizes that belong to the fingerprint, which is written last: without it they are void."""
+    fault = _fault(folder, fingerprint, sizes)
+    names = (FINGERPRINT, *sizes)
+    if fault:
+        if any((folder / name).exists() for name in names):
+            logger.warning("the teacher maps in %s are computed anew: %s", folder, fault)
+        _remove(folder, names)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, size in sizes.items():
+            _reserve(folder / name, size)
+        if fault:
+            _write_whole(folder / FINGERPRINT, json.dumps(fingerprint, indent=2) + "\n")
+    except OSError as error:
+        if fault:
+            _remove(folder, names)
+        if error.errno not in FULL:
+            raise
+        raise _no_room(folder / MAPS, sum(sizes.values())) from error
+
+
+def _fault(folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+    """Why the files there are not those wanted, or an empty string."""
+    for name, size in sizes.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (found := (folder / name).stat().st_size) != size:
+            return f"{name} holds {found} bytes, expected {size}"
+    try:
+        before = json.loads((folder / FINGERPRINT).read_bytes())
+    except FileNotFoundError:
+        return f"{FINGERPRINT} is missing, so what they were made of is not known"
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        return f"{FINGERPRINT} is damaged"
+    names = before.keys() | fingerprint.keys()
+    changed = sorted(name for name in names if before.get(name) != fingerprint.get(name))
+    return f"changed since they were made: {', '.join(changed)}" if changed else ""
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Makes a file of `size` bytes, zeros where it is new, and takes the room on disk for all of them.
+
+    A mapped file with holes, which a copy may have too, would end the process by SIGBUS when the disk runs full.
+    """
+    with path.open("r+b" if path.exists() else "x+b") as file:
+        file.truncate(size)
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in FULL:
+                raise  # Any other error: a file system that cannot reserve.
+
+
+def _no_room(path: Path, size: int) -> ValueError:
+    free = shutil.disk_usage(path.parent).free
+    return ValueError(
+        f"{path} cannot be made: the teacher's maps need {size} bytes, and {free} are free there; make room, give "
+        "another --workdir, or compute them anew each time with cache_teacher=False (--config.cache_teacher=False)."
+    )
+
+
+def _remove(folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,7 +1,9 @@
 """Sources: folders of pictures, and TFDS datasets in ArrayRecord format read without TensorFlow."""
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from spatial_clip_jax.data.decode import decode_image
-from spatial_clip_jax.data.sources import open_source
+from spatial_clip_jax.data.sources import BLOCK, open_source
 
 COUNT = 12
 
@@ -80,8 +82,48 @@ def test_tfds_errors_list_what_there_is(dataset: Path, tmp_path: Path) -> None:
         open_source({"kind": "tfds", "path": dataset.parent, "split": "train"})
     with pytest.raises(FileNotFoundError, match="does not exist either"):
         open_source({"kind": "tfds", "path": tmp_path / "no" / "thing", "split": "train"})
-    with pytest.raises(ValueError, match="'web'; the valid ones are"):
-        open_source({"kind": "web", "path": tmp_path})
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"kind": "web", "path": "pictures"}, "Unknown data.kind 'web'; the valid ones are 'folder' and 'tfds'"),
+        ({"path": "pictures"}, "Unknown data.kind None"),
+        ({"kind": "folder", "path": ""}, "data.path is empty: give a folder of pictures or a TFDS version folder"),
+        ({"kind": "folder"}, "data.path is empty"),
+        ({"kind": "tfds", "path": " ", "split": "train"}, "data.path is empty"),
+        ({"kind": "tfds", "path": "1.0.0", "split": ""}, "data.split is empty"),
+    ],
+)
+def test_configs_that_name_nothing_are_refused(config: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        open_source(config)
+
+
+def test_tfds_fingerprint_follows_split_and_content_and_not_the_place(dataset: Path, tmp_path: Path) -> None:
+    def fingerprint(folder: Path, split: str = "train") -> dict:
+        return open_source({"kind": "tfds", "path": str(folder), "split": split}).fingerprint()
+
+    before = fingerprint(dataset)
+    assert before["name"] == "shades/1.0.0" and json.loads(json.dumps(before)) == before
+    copy = tmp_path / "other" / "1.0.0"
+    shutil.copytree(dataset, copy, copy_function=shutil.copyfile)
+    assert fingerprint(copy) == before != fingerprint(copy, "train[:50%]")
+    (shard,) = copy.glob("*train*array_record*")
+    data = bytearray(shard.read_bytes())
+    data[-BLOCK + 20] ^= 1  # in the index, as other records of the same number and padded size would
+    shard.write_bytes(data)
+    assert fingerprint(copy) != before
+
+
+def test_tfds_shards_that_cannot_be_read_are_named(dataset: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "1.0.0"
+    shutil.copytree(dataset, copy)
+    source = open_source({"kind": "tfds", "path": str(copy), "split": "train"})
+    for shard in copy.glob("*array_record*"):
+        shard.unlink()
+    with pytest.raises(OSError, match=r"Cannot read train\[3\]: .*No such file"):
+        source[3]
 
 
 def test_tfds_in_another_format_is_refused(tmp_path: Path) -> None:
@@ -116,3 +158,30 @@ def test_folder_errors_list_what_there_is(tmp_path: Path) -> None:
         open_source({"kind": "folder", "path": tmp_path / "pictures"})
     with pytest.raises(FileNotFoundError, match=r".jpg.* at any depth below.*holds \['notes.txt'\]"):
         open_source({"kind": "folder", "path": tmp_path})
+
+
+def test_folder_fingerprint_follows_names_sizes_and_times_and_not_the_place(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_bytes(jpeg(1))
+    (folder / "c.jpg").symlink_to(folder / "nowhere")
+
+    def fingerprint() -> dict:
+        return open_source({"kind": "folder", "path": folder}).fingerprint()
+
+    seen = [fingerprint()]
+    assert json.loads(json.dumps(seen[0])) == seen[0] == fingerprint()
+    edits = (
+        lambda: os.utime(folder / "a.jpg", ns=(0, 12345)),
+        lambda: (folder / "a.jpg").rename(folder / "z.jpg"),
+        lambda: (folder / "0.jpg").write_bytes(jpeg(1)),
+        lambda: (folder / "b.jpg").write_bytes(jpeg(1) + b"\0"),
+        lambda: (folder / "0.jpg").unlink(),
+    )
+    for edit in edits:
+        edit()
+        seen.append(fingerprint())
+    assert len({value["files"] for value in seen}) == len(seen)
+    moved = folder.rename(tmp_path / "moved")
+    assert open_source({"kind": "folder", "path": moved}).fingerprint() == seen[-1]

@@ -110,11 +110,31 @@ def test_corrupt_records_are_replaced_counted_once_and_named(damaged: Path, capl
 
 
 def test_too_many_corrupt_records_end_the_stream(damaged: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"3 of \d+ records are corrupt.*max_corrupt_fraction = 0.1.*\.png"):
+    with pytest.raises(
+        ValueError, match=r"3 of \d+ records are corrupt.*max_corrupt_fraction = 0.1.*\.png.*allow more"
+    ):
         list(islice(stream(damaged, max_corrupt_fraction=0.1), 12))
     (tmp_path / "only.png").touch()
-    with pytest.raises(ValueError, match=r"100 records in a row cannot be decoded.*only.png"):
+    with pytest.raises(ValueError, match=r"100 records in a row cannot be read or decoded.*only.png"):
         next(stream(tmp_path))
+
+
+def test_records_that_cannot_be_read_are_replaced_too(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "03.png").unlink()
+    (tmp_path / "03.png").symlink_to(tmp_path / "nowhere.png")
+    batches = stream(tmp_path, max_corrupt_fraction=0.2)
+    (tmp_path / "08.png").unlink()
+    (tmp_path / "09.png").unlink()
+    (tmp_path / "09.png").mkdir()  # like a file without permission, also for a privileged user
+    taken = indices(batches, 12)
+    assert not set(taken) & {3, 8, 9} and batches.counters() == {"corrupt_records": 3}
+    assert all(f"corrupt record {index} replaced" in caplog.text for index in (3, 8, 9))
+    with pytest.raises(ValueError, match=r"1 of \d+ records are corrupt.*03\.png.*config.data.max_corrupt_fraction"):
+        list(islice(stream(tmp_path), 12))
 
 
 def test_bad_arguments_are_named(folder: Path) -> None:

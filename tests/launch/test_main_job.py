@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
+
+import spatial_clip_jax as scj
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -108,6 +112,18 @@ def test_a_mesh_of_eight_trains_the_same(whole, data, tmp_path):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
 
 
+def test_your_own_pictures(data, tmp_path):
+    """The README's command for a folder of pictures."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures" / "more").mkdir(parents=True)
+    for i, (height, width) in enumerate([(60, 90), (200, 100), (64, 64), (33, 70), (80, 80), (64, 90)]):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / ("more" if i % 2 else ".") / f"{i}.png")
+    own = ("--config.data.kind=folder", f"--config.data.path={tmp_path / 'pictures'}", "--config.model=tiny")
+    finish(start(data, tmp_path / "run", *WITHOUT_TABLE, *own))
+    assert scj.load("tiny", adapter=tmp_path / "run").localize(tmp_path / "pictures" / "0.png", ["a star"])
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -115,12 +131,16 @@ def test_a_mesh_of_eight_trains_the_same(whole, data, tmp_path):
         (("--config.objectives.fusion_distilation=1.0",), "fusion_distilation"),
         (("--config.adapter.variant=copi",), "'copy' or 'residual'"),
         (("--config.teacher.readout=gemm",), "unknown read-out 'gemm'"),
+        (("--config.scale=0.3",), "pictures of 19.2 pixels; they must be whole patches of 8"),
+        (("--config.optimizer.lr=1.0",), "config.optimizer has no setting 'lr'; it has .*learning_rate"),
+        (("--config.measure=True", '--config.benchmark.rows=("gem",)'), r"rows names \['gem'\]; there are \['plain'"),
+        (("--config.data.kind=folder",), "data.path is empty"),
     ],
 )
 def test_wrong_settings_end_in_one_line_and_write_nothing(data, tmp_path, settings, says):
     process = start(data, tmp_path / "run", *WITHOUT_TABLE, *settings)
     _, err = process.communicate(timeout=120)
-    assert process.returncode != 0 and says in err
+    assert process.returncode != 0 and re.search(says, err)
     assert "error:" in err and "Traceback" not in err.split("error:")[-1]
     assert not (tmp_path / "run").exists()
 

@@ -1,6 +1,9 @@
 """Checkpoints as one unit."""
 
+import gc
+import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from spatial_clip_jax.train import checkpoint
 from spatial_clip_jax.train.checkpoint import Checkpoints
 from spatial_clip_jax.train.state import TrainState, new_state
 
@@ -80,10 +84,36 @@ def garble(folder: Path) -> None:
     (folder / "_CHECKPOINT_METADATA").write_text('{"item')
 
 
+def list_metadata(folder: Path) -> None:
+    (folder / "_CHECKPOINT_METADATA").write_text("[1]")
+
+
+def flatten_tree(folder: Path) -> None:
+    (folder / "state" / "_METADATA").write_text('{"tree_metadata": [1]}')
+
+
+def changed(name: str, value: object) -> Callable[[Path], None]:
+    """Damage to one part of what is saved beside the arrays, which stays JSON."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "_CHECKPOINT_METADATA"
+        tree = json.loads(path.read_text())
+        tree["custom_metadata"][name] = value
+        path.write_text(json.dumps(tree))
+
+    return damage
+
+
+WELL_FORMED = [list_metadata, flatten_tree, changed("checksums", None), changed("checksums", {}), changed("data", None)]
+WELL_FORMED += [changed("data", {"position": "48"}), changed("data", {"place": 48}), changed("config", [])]
+
+
 # Orbax leaves some of its reads unawaited once one of them has failed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", [empty, lose_arrays, garble])
-def test_damage_falls_back_to_the_one_before(damage: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", [empty, lose_arrays, garble, *WELL_FORMED])
+def test_damage_falls_back_to_the_one_before(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "checkpoints"
     save(folder, (1, 2, 3), keep=3)
     damage(folder / "3")
@@ -96,6 +126,55 @@ def test_damage_falls_back_to_the_one_before(damage: object, tmp_path: Path, cap
     assert (tmp_path / "damaged" / "3").is_dir()
     with Checkpoints(folder, 3) as checkpoints:
         assert int(checkpoints.restore(abstract()).state.step) == 3
+
+
+@pytest.mark.parametrize("damage", [list_metadata, garble])
+def test_damage_before_the_newest_is_set_aside_too(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    save(folder, (1, 2), keep=3)
+    damage(folder / "1")
+    with Checkpoints(folder, 3) as checkpoints:
+        assert int(checkpoints.restore(abstract()).state.step) == 2
+        checkpoints.save(state(3), {}, {})
+    assert sorted(path.name for path in folder.glob("[0-9]*")) == ["2", "3"]
+    assert (tmp_path / "damaged" / "1").is_dir()
+
+
+@pytest.mark.parametrize("damage", [lose_arrays, garble, list_metadata])
+def test_if_all_are_damaged_one_error_says_so(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, (1, 2))
+    caplog.clear()
+    for step in ("1", "2"):
+        damage(tmp_path / step)
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        with pytest.raises(ValueError, match=r"None of the checkpoints \[2, 1\].*else remove them"):
+            checkpoints.restore(abstract())
+    gc.collect()
+    assert not [record for record in caplog.records if record.name in ("absl", "asyncio") and record.levelno >= 30]
+    assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["1", "2"]
+
+
+def test_errors_of_the_program_do_not_pass_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise TypeError("a mistake")
+
+    save(tmp_path / "checkpoints", (1, 2))
+    monkeypatch.setattr(checkpoint, "_unplain", broken)
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints, pytest.raises(TypeError, match="a mistake"):
+        checkpoints.restore(abstract())
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_checkpoints_without_a_checksum_of_their_metadata_are_read(tmp_path: Path) -> None:
+    save(tmp_path, (1,))
+    path = tmp_path / "1" / "_CHECKPOINT_METADATA"
+    tree = json.loads(path.read_text())
+    del tree["custom_metadata"]["checksums"]["metadata"]
+    path.write_text(json.dumps(tree))
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert checkpoints.restore(abstract()).data_state == {"position": 16}
 
 
 def test_one_changed_bit_is_found(tmp_path: Path) -> None:

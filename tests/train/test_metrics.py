@@ -1,6 +1,7 @@
 """Metric files, speed and summary."""
 
 import json
+import logging
 import struct
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_lines_and_curves(tmp_path: Path) -> None:
     assert curve(tmp_path, "loss") == [(5, 2.0), (10, 1.5)]
 
 
-def test_resuming_cuts_what_is_drawn_again(tmp_path: Path) -> None:
+def test_resuming_cuts_what_is_drawn_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     writer = MetricWriter(tmp_path, 0)
     for step in (5, 10, 15):
         writer.write(step, {"loss": step})
@@ -55,6 +56,24 @@ def test_resuming_cuts_what_is_drawn_again(tmp_path: Path) -> None:
     writer.write(15, {"loss": -15.0})
     writer.close()
     assert [(row["step"], row["loss"]) for row in lines(tmp_path)] == [(5, 5.0), (10, 10.0), (15, -15.0)]
+    assert "metrics.jsonl is damaged" in caplog.text and "dropped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\x00" * 20, b'{"step": 1, "lo', b"[1]", b'{"loss": 1.0}', b'{"step": 1, "\xff": 2}']
+)
+def test_a_damaged_line_is_named_or_dropped_if_it_is_the_last(
+    damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    path, good = tmp_path / "metrics.jsonl", b'{"step": 1, "loss": 1.0}\n'
+    path.write_bytes(good + damage + b"\n" + good)
+    with pytest.raises(ValueError, match=r"Line 2 of .*metrics\.jsonl is no JSON object.*delete that line"):
+        MetricWriter(tmp_path, 5)
+    assert path.read_bytes() == good + damage + b"\n" + good and not caplog.records
+    path.write_bytes(good + damage + b"\n")
+    MetricWriter(tmp_path, 5).close()
+    assert [row["step"] for row in lines(tmp_path)] == [1] and "dropped" in caplog.text
 
 
 def test_log_writes_means_speed_and_counters(tmp_path: Path) -> None:
