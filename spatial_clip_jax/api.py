@@ -1,6 +1,6 @@
 """`load` a CLIP, then ask it where things are: `SpatialClip` and its tasks."""
 
-import json
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from spatial_clip_jax.convert.export import save_adapter, save_clip
+from spatial_clip_jax.convert.export import SETTINGS_FILE, SavedAdapter, save_clip
 from spatial_clip_jax.convert.load import read_adapter, read_checkpoint
+from spatial_clip_jax.convert.source import naming, read_json
 from spatial_clip_jax.data.decode import decode_image
-from spatial_clip_jax.data.resize import native_view, resized, scaled_size, stacked, whole_patches
-from spatial_clip_jax.data.tokenizer import encode, load_tokenizer
+from spatial_clip_jax.data.resize import affordable, native_view, resized, scaled_size, stacked, whole_patches
+from spatial_clip_jax.data.tokenizer import check_tokenizer, encode, load_tokenizer
 from spatial_clip_jax.evaluate.benchmark import Settings
 from spatial_clip_jax.evaluate.prompts import embed_phrases
 from spatial_clip_jax.fusion import encoders
@@ -24,22 +25,23 @@ from spatial_clip_jax.fusion.encoders import ADAPTER, Towers
 from spatial_clip_jax.fusion.settings import FusionSettings, average_maps
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.params import Params, abstract_params, init_module, join_params, split_params
-from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, named_spec
+from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, is_finite, named_spec
 from spatial_clip_jax.models.text import TextTower
 from spatial_clip_jax.models.vision import VisionTower
 from spatial_clip_jax.tasks.classify import classify
 from spatial_clip_jax.tasks.ground import ground
 from spatial_clip_jax.tasks.heatmap import GENERIC_PHRASES, similarity
 from spatial_clip_jax.tasks.localize import Localization, localize
+from spatial_clip_jax.tasks.phrases import checked_phrases, checked_texts, items
 from spatial_clip_jax.tasks.relate import Relation, canonical, relate
 from spatial_clip_jax.tasks.segment import Segmentation, segment
 
-Picture = np.ndarray | Image.Image | str | Path
+Picture = np.ndarray | jax.Array | Image.Image | str | Path
 Pixels = UInt8[np.ndarray, "H W 3"]
 TINY = Path(__file__).parent / "assets" / "tiny_clip"
 # The read-out where no adapter is loaded: the best published one that needs no training, by its own authors' tables.
 TRAINING_FREE = "clearclip"
-SETTINGS_FILE = "settings.json"
+MAX_SCALE = 100.0  # of the input: even a native view of one patch has more than resize.MAX_TOKENS there
 
 
 def load(
@@ -59,24 +61,34 @@ def load(
 
     FileNotFoundError if a folder or file is missing; ValueError, naming every fault, if weights do not fit.
     """
-    path = TINY if str(source) == "tiny" else Path(source)
+    path = TINY if str(source) == "tiny" else _path(source, "source")
     if not path.exists():
         raise FileNotFoundError(
             f"no checkpoint at {source!r}: give 'tiny' or a local folder with config.json, model.safetensors "
             "and tokenizer.json; a hub model is fetched with `hf download MODEL --local-dir FOLDER`"
         )
+    if not isinstance(spec, ClipSpec | str | None):
+        raise ValueError(f"spec must be a ClipSpec, the name of one or None, got {spec!r}")
     found, params, beside = read_checkpoint(path, named_spec(spec) if isinstance(spec, str) else spec)
-    model = SpatialClip(found, params, Path(tokenizer) if tokenizer else beside)
-    return model if adapter is None else _with_adapter(model, Path(adapter))
+    model = SpatialClip(found, params, beside if tokenizer is None else _path(tokenizer, "tokenizer"))
+    return model if adapter is None else _with_adapter(model, _path(adapter, "adapter"))
+
+
+def _path(given: str | Path, name: str) -> Path:
+    if not isinstance(given, str | Path) or not str(given):
+        raise ValueError(f"{name} must be the path of a file or folder, got {given!r}")
+    return Path(given)
 
 
 def _with_adapter(model: "SpatialClip", folder: Path) -> "SpatialClip":
     found = [place for place in (folder, folder / "export") if (place / "adapter.json").is_file()]
     if not found:
         raise FileNotFoundError(f"no adapter in {folder}: expected adapter.json there or in its export/ folder")
-    settings_file = found[0] / SETTINGS_FILE
-    settings = Settings(**json.loads(settings_file.read_text())) if settings_file.is_file() else Settings()
-    return model.with_adapter(*read_adapter(found[0], model.spec.vision), settings)
+    file = found[0] / SETTINGS_FILE
+    fields = read_json(file, SETTINGS_FILE) if file.is_file() else {}
+    with naming(file):
+        settings = Settings(**fields)
+    return model.with_adapter(*read_adapter(found[0], model.spec), settings)
 
 
 class SpatialClip:
@@ -89,8 +101,12 @@ class SpatialClip:
     """
 
     def __init__(self, spec: ClipSpec, params: Params, tokenizer_file: Path | None):
-        self.spec, self.tokenizer_file = spec, tokenizer_file
+        self.spec = spec
         self.tokenizer = load_tokenizer(tokenizer_file) if tokenizer_file else None
+        # Its bytes, so that saving needs no file that may be gone by then.
+        self.tokenizer_json = tokenizer_file.read_bytes() if tokenizer_file else None
+        if self.tokenizer is not None:
+            check_tokenizer(self.tokenizer, spec.text, str(tokenizer_file))
         self.settings, self.readout = Settings(), TRAINING_FREE
         self.adapter_spec: AdapterSpec | None = None
         self.clip_params: Params = jax.tree.map(jnp.asarray, params)
@@ -100,7 +116,7 @@ class SpatialClip:
 
     def with_adapter(self, spec: AdapterSpec, params: Params, settings: Settings | None = None) -> "SpatialClip":
         """The same CLIP with an adapter beside it; classification stays what it is."""
-        model = SpatialClip(self.spec, self.clip_params, self.tokenizer_file)
+        model = copy.copy(self)
         model.adapter_spec, model.settings, model.readout = spec, settings or self.settings, ADAPTER
         model.params = {**self.params, "adapter": jax.tree.map(jnp.asarray, params)}
         model.towers = Towers(self.spec.vision, self.towers.vision, adapter_definition(spec, self.spec))
@@ -108,7 +124,11 @@ class SpatialClip:
 
     def without_adapter(self) -> "SpatialClip":
         """The same CLIP as it was loaded."""
-        return SpatialClip(self.spec, self.clip_params, self.tokenizer_file)
+        model = copy.copy(self)
+        model.adapter_spec, model.settings, model.readout = None, Settings(), TRAINING_FREE
+        model.params = {"vision": self.params["vision"]}
+        model.towers = Towers(self.spec.vision, self.towers.vision)
+        return model
 
     def new_adapter(self, spec: AdapterSpec, seed: int) -> tuple[Towers, Params]:
         """An untrained adapter for this CLIP: the static half of both towers, and the adapter's parameters."""
@@ -118,8 +138,7 @@ class SpatialClip:
 
     def encode_text(self, texts: Sequence[str]) -> Float[Array, "k e"]:
         """Text embeddings of unit length, of the texts as they are."""
-        if isinstance(texts, str) or not len(texts):
-            raise ValueError(f"encode_text takes a list of texts, got {texts!r}")
+        texts = checked_texts(texts)
         if self.tokenizer is None:
             raise ValueError("this checkpoint came without tokenizer.json: give one to load(..., tokenizer=FILE)")
         ids = encode(self.tokenizer, texts, self.spec.text.context_length)
@@ -133,15 +152,15 @@ class SpatialClip:
         resolution: "native", the checkpoint's own preprocessing (short side to the native size, centre square); "keep",
         the picture's own size cut down to whole patches, with the position table resized.
         """
-        pictures = [decode_image(picture) for picture in _listed(images)]
-        vision = self.spec.vision
+        pictures, vision = _decoded(images), self.spec.vision
         if resolution == "native":
-            views = [native_view(picture, vision.image_size) for picture in pictures]
+            views = stacked([native_view(picture, vision.image_size) for picture in pictures], "encode_image")
         elif resolution == "keep":
-            views = [resized(p, whole_patches(p.shape[:2], vision.patch_size)) for p in pictures]
+            sizes = [whole_patches(p.shape[:2], vision.patch_size) for p in pictures]
+            views = self._resized(pictures, sizes, "encode_image")
         else:
             raise ValueError(f"resolution must be 'native' or 'keep', got {resolution!r}")
-        return encoders.embed_images(self.towers, self.params, stacked(views, "encode_image"))
+        return encoders.embed_images(self.towers, self.params, views)
 
     def dense(
         self,
@@ -154,15 +173,14 @@ class SpatialClip:
 
         readout: "adapter" or a training-free one (`self.towers.readouts`); by default the adapter's if one is loaded.
         scales: input sizes, as multiples of the native one for the short side (aspect kept, whole patches); several are
-        averaged on the finest grid. fusion: windows as well, by these settings, which name their own read-out.
+        averaged on the finest grid. fusion: windows as well, by these settings, which name their own read-out, so that
+        none can be given beside them.
         """
-        pictures = [decode_image(picture) for picture in _listed(images)]
-        if not len(scales) or min(scales) <= 0:
-            raise ValueError(f"scales must be positive numbers, got {tuple(scales)}")
-        views = [self._views(pictures, scale) for scale in scales]
+        name = self._readout(readout, fusion)
+        pictures = _decoded(images)
+        views = [self._views(pictures, scale) for scale in _scales(scales)]
         if fusion is not None:
             return average_maps([encoders.fused_maps(self.towers, self.params, view, fusion) for view in views])
-        name = readout or self.readout
         return average_maps([encoders.dense_maps(self.towers, self.params, view, name) for view in views])
 
     def localize(self, image: Picture, phrases: Sequence[str]) -> list[Localization]:
@@ -183,7 +201,7 @@ class SpatialClip:
 
     def ground(self, image: Picture, phrase: str) -> Localization:
         """Where the thing named by another is: "the green door of the white house"."""
-        pixels = decode_image(image)
+        (phrase,), pixels = checked_phrases([phrase]), _pixels(image)
         dense = self.dense(pixels, scales=(self.settings.scale,))[0]
         threshold = self.settings.box_threshold
         return ground(phrase, dense, pixels.shape[:2], self._phrases, generic=self._generic(), threshold=threshold)
@@ -191,24 +209,41 @@ class SpatialClip:
     def classify(self, images: Picture | Sequence[Picture], texts: Sequence[str]) -> Float[np.ndarray, "b k"]:
         """Probability of each text for each picture, by the global embedding: the original CLIP's, adapter or not."""
         scale = float(np.exp(self.clip_params["logit_scale"]))
-        return classify(self.encode_image(images), self.encode_text(texts), scale)
+        embeddings = self.encode_text(checked_phrases(texts))
+        return classify(self.encode_image(images), embeddings, scale)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A Hugging Face folder for `transformers.CLIPModel.from_pretrained`; beside it the adapter and its twin."""
-        save_clip(folder, self.spec, self.clip_params, self.tokenizer_file)
+        adapter = None
         if self.adapter_spec:
-            save_adapter(folder, self.adapter_spec, self.params["adapter"], self.spec)
-            (Path(folder) / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=2))
+            adapter = SavedAdapter(self.adapter_spec, self.params["adapter"], asdict(self.settings))
+        save_clip(folder, self.spec, self.clip_params, self.tokenizer_json, adapter=adapter)
+
+    def _readout(self, readout: str | None, fusion: FusionSettings | None) -> str:
+        """The read-out's name; ValueError for an unknown one or one beside `fusion`, which names its own."""
+        if fusion is not None and (readout is not None or not isinstance(fusion, FusionSettings)):
+            raise ValueError(
+                f"fusion must be FusionSettings, given without readout=, got {fusion!r} and readout={readout!r}"
+            )
+        name = fusion.readout if fusion else self.readout if readout is None else readout
+        self.towers.check(name)
+        return name
 
     def _views(self, pictures: Sequence[Pixels], scale: float) -> UInt8[np.ndarray, "b h w 3"]:
         vision = self.spec.vision
         sizes = [scaled_size(p.shape[:2], scale * vision.image_size, vision.patch_size) for p in pictures]
-        return stacked([resized(p, size) for p, size in zip(pictures, sizes, strict=True)], "dense")
+        return self._resized(pictures, sizes, "dense")
+
+    def _resized(
+        self, pictures: Sequence[Pixels], sizes: Sequence[tuple[int, int]], what: str
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        patch = self.spec.vision.patch_size
+        return stacked([resized(p, affordable(size, patch)) for p, size in zip(pictures, sizes, strict=True)], what)
 
     def _similarity(self, image: Picture, phrases: Sequence[str]) -> tuple[Float[np.ndarray, "k h w"], tuple[int, int]]:
-        pixels = decode_image(image)
+        texts, pixels = checked_phrases(phrases), _pixels(image)
         dense = self.dense(pixels, scales=(self.settings.scale,))[0]
-        return similarity(dense, self._phrases(_texts(phrases)), generic=self._generic()), pixels.shape[:2]
+        return similarity(dense, self._phrases(texts), generic=self._generic()), pixels.shape[:2]
 
     def _phrases(self, phrases: Sequence[str]) -> Float[np.ndarray, "k e"]:
         return embed_phrases(self.encode_text, phrases)
@@ -234,17 +269,26 @@ def adapter_definition(adapter: AdapterSpec, clip: ClipSpec) -> Any:
     return abstract_params(build)[0]
 
 
-def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
+def _decoded(images: Picture | Sequence[Picture]) -> list[Pixels]:
     """The pictures of a batch: a list, one picture, or an array (b, H, W, 3)."""
-    if isinstance(images, np.ndarray):
-        return list(images) if images.ndim == 4 else [images]
-    return [images] if isinstance(images, Image.Image | str | Path) else list(images)
+    if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
+        return [_pixels(image) for image in np.asarray(images)]
+    listed = items(images)
+    return [_pixels(image) for image in ([images] if listed is None else listed)]
 
 
-def _texts(phrases: Sequence[str]) -> list[str]:
-    if isinstance(phrases, str) or not len(phrases):
-        raise ValueError(f"expected a list of phrases, such as ['a red circle'], got {phrases!r}")
-    return list(phrases)
+def _pixels(image: Any) -> Pixels:
+    if not isinstance(image, Picture):
+        kind = type(image).__name__
+        raise ValueError(f"a picture is a path, a PIL image or an (H, W, 3) uint8 array, got one of type {kind}")
+    return decode_image(np.asarray(image) if isinstance(image, jax.Array) else image)
+
+
+def _scales(scales: Sequence[float]) -> list[float]:
+    listed = items(scales)
+    if not listed or not all(is_finite(scale) and 0 < scale <= MAX_SCALE for scale in listed):
+        raise ValueError(f"scales must be a list of positive numbers up to {MAX_SCALE:g}, got {scales!r}")
+    return listed
 
 
 def _power_of_two(count: int) -> int:

@@ -1,5 +1,11 @@
 """The public API on the bundled model: what a user calls, with the pictures users have."""
 
+import functools
+import json
+import shutil
+
+import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -7,7 +13,8 @@ from PIL import Image
 from transformers import CLIPModel
 
 import spatial_clip_jax as scj
-from spatial_clip_jax.api import TINY
+from spatial_clip_jax.api import TINY, SpatialClip
+from spatial_clip_jax.convert.load import read_checkpoint
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.spec import AdapterSpec
 
@@ -141,7 +148,7 @@ def test_round_trip_with_adapter(adapted, picture, tmp_path):
         (lambda m, p: m.dense([p, p[:, :30]]), "one size"),
         (lambda m, p: m.dense(p, scales=(0,)), "positive"),
         (lambda m, p: m.encode_text("one text"), "list of texts"),
-        (lambda m, p: m.localize(p, []), "list of phrases"),
+        (lambda m, p: m.localize(p, []), "list of texts"),
         (lambda m, p: m.encode_image(p, resolution="huge"), "'native' or 'keep'"),
         (lambda m, p: m.relate(p, "a", "beside of", "b"), "unknown relation.*left of"),
         (lambda m, p: m.encode_image(p.astype(np.float32)), "uint8"),
@@ -152,3 +159,154 @@ def test_round_trip_with_adapter(adapted, picture, tmp_path):
 def test_errors_say_what_to_do(model, picture, call, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         call(model, picture)
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Wrong types reach the code, as with users, who have no run-time checker of annotations."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 5, 2.0, b"bytes", [1, 2], (1.0, 2.0), [None], [[1, 2]], {}, Image.new("RGB", (0, 0)), []]
+)
+def test_what_is_no_picture_is_refused(unchecked, model, wrong):
+    for ask in (model.encode_image, model.dense, lambda w: model.localize(w, ["a house"])):
+        with pytest.raises(ValueError, match="a picture is|0 x 0 pixels|no picture"):
+            ask(wrong)
+
+
+def test_jax_arrays_are_pictures(model, picture):
+    expected = model.encode_image(picture)
+    np.testing.assert_array_equal(model.encode_image(jnp.asarray(picture)), expected)
+    np.testing.assert_array_equal(model.encode_image(jnp.asarray(picture[None])), expected)
+
+
+@pytest.mark.parametrize("wrong", [None, [None], [1], [], "red", b"red", [b"red"], (x for x in ["red"]), {"red": 1}])
+def test_what_is_no_list_of_texts_is_refused(unchecked, model, picture, wrong):
+    tasks = (model.localize, model.segment, model.classify)
+    for ask in (model.encode_text, *[functools.partial(task, picture) for task in tasks]):
+        with pytest.raises(ValueError, match="expected a list of texts"):
+            ask(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"), [("", "blank"), (" \t\n", "blank"), ("red \ud800", "surrogate"), (None, "text")]
+)
+def test_phrases_name_something(unchecked, model, picture, wrong, says):
+    questions = (
+        lambda: model.localize(picture, ["a house", wrong]),
+        lambda: model.segment(picture, [wrong]),
+        lambda: model.classify(picture, [wrong]),
+        lambda: model.ground(picture, wrong),
+        lambda: model.relate(picture, wrong, "above", "a house"),
+    )
+    for ask in questions:
+        with pytest.raises(ValueError, match=says):
+            ask()
+
+
+def test_texts_may_be_blank(model):
+    """The benchmark subtracts the empty text, as CLIP Surgery does."""
+    assert model.encode_text([""]).shape == (1, 128)
+
+
+@pytest.mark.parametrize("scales", [2.0, None, "2", ["1"], [], [INFINITE], [NAN], [1e300], [-1], [True], [101]])
+def test_scales_are_a_list_of_positive_numbers(unchecked, model, picture, scales):
+    with pytest.raises(ValueError, match="scales must be a list of positive numbers"):
+        model.dense(picture, scales=scales)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"readout": ""}, "unknown read-out ''"),
+        ({"readout": 5}, "unknown read-out 5"),
+        ({"readout": ["plain"]}, "unknown read-out .*plain"),
+        ({"fusion": {"rule": "affinity"}}, "fusion must be FusionSettings"),
+        ({"fusion": True}, "fusion must be FusionSettings"),
+        ({"fusion": FusionSettings(readout="nonsense")}, "unknown read-out 'nonsense'"),
+        ({"fusion": FusionSettings(), "readout": "plain"}, "given without readout="),
+    ],
+)
+def test_readout_and_fusion_are_known(unchecked, model, picture, options, says):
+    with pytest.raises(ValueError, match=says):
+        model.dense(picture, **options)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "", b"tiny"])
+def test_load_takes_paths(unchecked, wrong):
+    for options in ({"source": wrong}, *[{name: wrong} for name in ("tokenizer", "adapter") if wrong is not None]):
+        with pytest.raises(ValueError, match="must be the path of a file or folder"):
+            scj.load(**options)
+    with pytest.raises(ValueError, match="spec must be a ClipSpec"):
+        scj.load(spec=5)
+
+
+def test_relations_are_words(unchecked, model, picture):
+    with pytest.raises(ValueError, match="unknown relation None"):
+        model.relate(picture, "a house", None, "a circle")
+
+
+def test_long_strips_are_refused_before_memory_runs_out(model):
+    strip = np.zeros((20, 3000, 3), np.uint8)
+    with pytest.raises(ValueError, match="128 x 19200 .*38400 tokens, more than 8192: use a smaller scale"):
+        model.dense(strip, scales=(2.0,))
+    with pytest.raises(ValueError, match="1024 x 1024 .*16384 tokens, more than 8192"):
+        model.encode_image(np.zeros((1024, 1024, 3), np.uint8), resolution="keep")
+
+
+@pytest.mark.parametrize("field", ["eos_token_id", "bos_token_id"])
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, field):
+    shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"][field] = 5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"tokenizer.json has the ids .*705.*706.* but the text tower's .*: 5"):
+        scj.load(tmp_path)
+    spec, params, _ = read_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer.json has the ids"):
+        SpatialClip(spec, params, TINY / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1]", '{"zoom": 2}', '{"scale": "2"}', '{"scale": 0}', '{"scale": NaN}', '{"box_threshold": NaN}']
+    + ['{"box_threshold": 0}', '{"box_threshold": 1.5}', '{"segment_threshold": Infinity}', '{"generic": 1}'],
+)
+def test_wrong_settings_are_named(unchecked, adapted, tmp_path, content):
+    adapted.save_pretrained(tmp_path)
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match="settings.json"):
+        scj.load(tmp_path, adapter=tmp_path)
+
+
+def test_saving_without_adapter_removes_an_earlier_ones_files(model, adapted, tmp_path):
+    adapted.save_pretrained(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    names = {file.name for file in tmp_path.iterdir()}
+    adapter = {"adapter.json", "adapter.safetensors", "settings.json", "modeling_spatial_clip.py"}
+    assert adapter < names
+    model.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == names - adapter
+
+
+def test_a_model_outlives_its_folder(adapted, picture, tmp_path):
+    adapted.save_pretrained(tmp_path / "first")
+    model = scj.load(tmp_path / "first", adapter=tmp_path / "first")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "first").iterdir()}
+    shutil.rmtree(tmp_path / "first")
+    model.save_pretrained(tmp_path / "second")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "second").iterdir()} == before
+    assert model.without_adapter().with_adapter(model.adapter_spec, model.params["adapter"]).localize(picture, TEXTS)
+
+
+def test_a_copy_without_adapter_is_as_loaded(model, adapted, picture):
+    original = adapted.without_adapter()
+    assert original.adapter_spec is None and original.readout == "clearclip" and adapted.readout == "adapter"
+    np.testing.assert_array_equal(original.dense(picture), model.dense(picture))
+    with pytest.raises(ValueError, match="'adapter' needs one"):
+        original.dense(picture, "adapter")

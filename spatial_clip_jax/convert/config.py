@@ -1,8 +1,9 @@
 """Hugging Face's JSON files of a CLIP folder to our specs, and back; transformers 4 and 5."""
 
+import dataclasses
 from typing import Any
 
-from spatial_clip_jax.models.spec import CLIP_MEAN, CLIP_STD, ClipSpec, TextSpec, Triple, VisionSpec
+from spatial_clip_jax.models.spec import ClipSpec, TextSpec, VisionSpec
 
 Json = dict[str, Any]
 
@@ -36,6 +37,8 @@ VISION_DEFAULTS: Json = {
     "layer_norm_eps": 1e-5,
     "num_channels": 3,
 }
+# What `models.vision.preprocess` always does: an image processor that does otherwise gives its tower other pixels.
+PREPROCESSING: Json = {"do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
 
 
 def spec_from_config(config: Json, preprocessor: Json) -> ClipSpec:
@@ -50,7 +53,32 @@ def spec_from_config(config: Json, preprocessor: Json) -> ClipSpec:
         raise ValueError(f"config.json says model_type {kind!r}, but only 'clip' can be read.")
     text = _section(config, "text_config", TEXT_DEFAULTS)
     vision = _section(config, "vision_config", VISION_DEFAULTS)
-    return ClipSpec(_vision_spec(vision, preprocessor), _text_spec(text), config.get("projection_dim", 512))
+    found = ClipSpec(_vision_spec(vision), _text_spec(text), config.get("projection_dim", 512))
+    return with_preprocessing(found, preprocessor)
+
+
+def with_preprocessing(spec: ClipSpec, preprocessor: Json) -> ClipSpec:
+    """The spec with the mean and deviation of preprocessor_config.json; ValueError for a processor unlike ours."""
+    for name, ours in PREPROCESSING.items():
+        value = preprocessor.get(name)
+        if value is not None and not abs(value - ours) <= 1e-6:
+            raise ValueError(f"{name} is {value}, but only {ours} can be read.")
+    for name in ("size", "crop_size"):
+        check_native_size(name, preprocessor.get(name), spec.vision.image_size)
+    mean, std = (triple(preprocessor.get(f"image_{name}", getattr(spec.vision, name))) for name in ("mean", "std"))
+    return dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, mean=mean, std=std))
+
+
+def check_native_size(name: str, size: Any, native: int) -> None:
+    """ValueError unless `size`, a number, a list or an object of such as {"height": ..., "width": ...}, is `native`."""
+    sides = list(size.values()) if isinstance(size, dict) else size if isinstance(size, list) else [size]
+    if any(side is not None and side != native for side in sides):
+        raise ValueError(f"{name} is {size}, but the tower's native size is {native}: give a processor of that size.")
+
+
+def triple(values: Any) -> Any:
+    """A JSON list as the tuple that specs hold; the spec checks what is in it."""
+    return tuple(values) if isinstance(values, list) else values
 
 
 def config_from_spec(spec: ClipSpec) -> Json:
@@ -105,17 +133,18 @@ def preprocessor_from_spec(spec: VisionSpec) -> Json:
 
 def _section(config: Json, name: str, defaults: Json) -> Json:
     """A tower's fields; `*_config_dict`, which old versions wrote as well, wins where it exists."""
-    return {**defaults, **(config.get(name) or {}), **(config.get(f"{name}_dict") or {})}
+    found = [config.get(name), config.get(f"{name}_dict")]
+    if not all(section is None or isinstance(section, dict) for section in found):
+        raise ValueError(f"{name} must be an object with names, got {found}.")
+    return {**defaults, **(found[0] or {}), **(found[1] or {})}
 
 
-def _vision_spec(vision: Json, preprocessor: Json) -> VisionSpec:
+def _vision_spec(vision: Json) -> VisionSpec:
     if vision["num_channels"] != 3:
         raise ValueError(f"vision_config.num_channels is {vision['num_channels']}, but only 3 can be read.")
     return VisionSpec(
         image_size=_side(vision["image_size"]),
         patch_size=_side(vision["patch_size"]),
-        mean=_triple(preprocessor.get("image_mean", CLIP_MEAN)),
-        std=_triple(preprocessor.get("image_std", CLIP_STD)),
         position_resize=vision.get("position_resize", "huggingface"),
         **_tower_fields(vision),
     )
@@ -155,17 +184,10 @@ def _tower_config(spec: TextSpec | VisionSpec) -> Json:
     return {theirs: getattr(spec, ours) for ours, theirs in _TOWER_FIELDS.items()}
 
 
-def _triple(values: list[float] | Triple) -> Triple:
-    """Mean or standard deviation of the three channels."""
-    if len(values) != 3:
-        raise ValueError(f"image_mean and image_std must hold 3 numbers, got {values}.")
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
-def _side(size: int | list[int]) -> int:
-    """Side of a square given as one number or as [height, width]."""
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
+def _side(size: Any) -> Any:
+    """Side of a square given as one number or as [height, width]; the spec checks that it is a number."""
+    if not isinstance(size, list):
+        return size
+    if len(size) != 2 or size[0] != size[1]:
         raise ValueError(f"Only square image and patch sizes can be read, config.json says {size}.")
-    return sides.pop()
+    return size[0]

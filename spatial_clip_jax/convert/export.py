@@ -20,61 +20,107 @@ from spatial_clip_jax.models.params import Params, flatten_params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, TextSpec
 
 TORCH_TWIN = Path(__file__).with_name("torch_twin.py")
+TokenizerJson = str | Path | bytes  # a file, or what is in it
+SETTINGS_FILE = "settings.json"
+# What an adapter adds to a CLIP's folder. It fits the CLIP it was trained beside alone, so it never outlives that one.
+ADAPTER_FILES = ("adapter.json", "adapter.safetensors", "modeling_spatial_clip.py", SETTINGS_FILE)
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedAdapter:
+    """A trained adapter, and the tasks' settings chosen for it, if there are any."""
+
+    spec: AdapterSpec
+    params: Params
+    settings: Mapping[str, Any] | None = None
 
 
 def save_clip(
     folder: str | Path,
     spec: ClipSpec,
     params: Params,
-    tokenizer_json: str | Path | None,
+    tokenizer_json: TokenizerJson | None,
     metadata: Mapping[str, str] | None = None,
+    adapter: SavedAdapter | None = None,
 ) -> None:
     """Write a folder that `transformers.CLIPModel` and `CLIPProcessor` load with `from_pretrained`.
 
     params: as `split_params(clip)` gives them, on the host or addressable from it. tokenizer_json: a file of
-    the `tokenizers` library; None leaves the tokenizer out, and CLIPProcessor cannot load then. metadata:
-    kept in the weights' header. Everything is written beside the folder first and then moved in: never a
-    half-written file.
+    the `tokenizers` library, or its bytes; None leaves the tokenizer out, and CLIPProcessor cannot load then.
+    metadata: kept in the weights' header. adapter: as `save_adapter` writes it; without one, that of an earlier
+    save is removed. Everything is written beside the folder first and then moved in: never a half-written file.
+
+    ValueError, before anything is moved, if the folder or a name in it is taken by something else.
     """
-    with _staged(Path(folder)) as staging:
+    with _staged(folder, ADAPTER_FILES) as staging:
         _write_json(staging / "config.json", config_from_spec(spec))
         _write_json(staging / "preprocessor_config.json", preprocessor_from_spec(spec.vision))
         if tokenizer_json is not None:
-            _write_tokenizer(staging, Path(tokenizer_json), spec.text)
+            _write_tokenizer(staging, tokenizer_json, spec.text)
         _write_weights(staging / "model.safetensors", params, tables.CLIP_TABLE, metadata or {})
+        if adapter is not None:
+            _write_adapter(staging, adapter, spec)
 
 
-def save_open_clip(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_json: str | Path | None) -> None:
+def save_open_clip(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_json: TokenizerJson | None) -> None:
     """Write a folder that open_clip loads as `local-dir:FOLDER`; ValueError where it cannot describe the geometry."""
-    with _staged(Path(folder)) as staging:
+    with _staged(folder) as staging:
         _write_json(staging / OPEN_CLIP_CONFIG, open_clip_from_spec(spec))
         if tokenizer_json is not None:
-            _write_tokenizer(staging, Path(tokenizer_json), spec.text)
+            _write_tokenizer(staging, tokenizer_json, spec.text)
         _write_weights(staging / "open_clip_model.safetensors", params, tables.OPEN_CLIP_TABLE, {})
 
 
 def save_adapter(folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec) -> None:
     """Write the adapter beside a CLIP folder's files, with `modeling_spatial_clip.py`, its PyTorch twin."""
-    description = {
-        "adapter": dataclasses.asdict(adapter_spec),
-        "vision": dataclasses.asdict(clip_spec.vision),
-        "embed_dim": clip_spec.embed_dim,
-    }
-    with _staged(Path(folder)) as staging:
-        _write_json(staging / "adapter.json", description)
-        shutil.copyfile(TORCH_TWIN, staging / "modeling_spatial_clip.py")
-        _write_weights(staging / "adapter.safetensors", adapter_params, tables.ADAPTER_TABLE, {})
+    with _staged(folder, ADAPTER_FILES) as staging:
+        _write_adapter(staging, SavedAdapter(adapter_spec, adapter_params), clip_spec)
 
 
 @contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A temporary sibling whose files move into `folder` at the end, or vanish when something fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _staged(destination: str | Path, owned: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A temporary sibling whose files move into `destination` at the end, or vanish when something fails.
+
+    owned: names that are removed there if they were not written.
+    """
+    folder = _folder(destination)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
         yield Path(staging)
+        written = sorted(Path(staging).iterdir())
+        names = {*owned, *(file.name for file in written)}
+        taken = sorted(name for name in names if (folder / name).is_dir())
+        if taken:
+            raise ValueError(f"{folder} has folders named {taken}, where files would be written: give another folder.")
         folder.mkdir(exist_ok=True)
-        for file in sorted(Path(staging).iterdir()):
+        for file in written:
             file.replace(folder / file.name)
+        for name in names - {file.name for file in written}:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _folder(destination: str | Path) -> Path:
+    """The folder to write to, whose parent exists from here on; ValueError if it cannot be one."""
+    if not isinstance(destination, str | Path) or not str(destination):
+        raise ValueError(f"expected the name of a folder to write to, got {destination!r}.")
+    folder = Path(destination)
+    file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    if file is not None:
+        raise ValueError(f"cannot write to {folder}: {file} is a file; give a folder, new or old.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write_adapter(folder: Path, adapter: SavedAdapter, clip_spec: ClipSpec) -> None:
+    description = {
+        "adapter": dataclasses.asdict(adapter.spec),
+        "vision": dataclasses.asdict(clip_spec.vision),
+        "embed_dim": clip_spec.embed_dim,
+    }
+    _write_json(folder / "adapter.json", description)
+    shutil.copyfile(TORCH_TWIN, folder / "modeling_spatial_clip.py")
+    _write_weights(folder / "adapter.safetensors", adapter.params, tables.ADAPTER_TABLE, {})
+    if adapter.settings is not None:
+        _write_json(folder / SETTINGS_FILE, adapter.settings)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -96,17 +142,19 @@ def _stacked(pieces: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
-def _write_tokenizer(folder: Path, tokenizer_json: Path, text: TextSpec) -> None:
+def _write_tokenizer(folder: Path, source: TokenizerJson, text: TextSpec) -> None:
     """tokenizer.json as it is, and what transformers wants beside it: settings, vocabulary, merges."""
-    content = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    file = source if isinstance(source, bytes) else Path(source).read_bytes()
+    name = "the tokenizer" if isinstance(source, bytes) else str(source)
+    content = json.loads(file)
     vocabulary = content["model"]["vocab"]
     names = {index: name for name, index in vocabulary.items()}
     names |= {token["id"]: token["content"] for token in content["added_tokens"]}
     special = {"bos_token": text.bos_token_id, "eos_token": text.eos_token_id, "pad_token": text.pad_token_id}
     absent = {role: index for role, index in special.items() if index not in names}
     if absent:
-        raise ValueError(f"{tokenizer_json} has no token for {absent}: it is another text tower's.")
-    shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
+        raise ValueError(f"{name} has no token for {absent}: it is another text tower's.")
+    (folder / "tokenizer.json").write_bytes(file)
     _write_json(
         folder / "tokenizer_config.json",
         {

@@ -1,5 +1,6 @@
 """Checkpoints in: CLIPs of Hugging Face and open_clip, and our adapters, strictly checked, onto their shardings."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from spatial_clip_jax.convert import tables
-from spatial_clip_jax.convert.config import Json
-from spatial_clip_jax.convert.source import Source, existing, find_source, read_json
+from spatial_clip_jax.convert.config import triple
+from spatial_clip_jax.convert.source import Source, existing, find_source, naming, read_json
 from spatial_clip_jax.convert.weights import Place, read_leaves
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.clip import Clip
@@ -21,6 +22,8 @@ from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, VisionSpec
 from spatial_clip_jax.models.vision import VisionTower
 
 ADAPTER_FILES = "adapter.json and adapter.safetensors"
+# CLIP keeps it at or below ln 100 while training; an exponential beyond 1000 is no temperature but damage.
+MAX_LOGIT_SCALE = math.log(1000)
 
 Shardings = Mapping[str, Sharding] | Callable[[str], Sharding]
 
@@ -53,23 +56,26 @@ def load_clip(
     return join_params(definition, params)
 
 
-def read_adapter(folder: str | Path, vision: VisionSpec | None = None) -> tuple[AdapterSpec, Params]:
+def read_adapter(folder: str | Path, clip: ClipSpec | None = None) -> tuple[AdapterSpec, Params]:
     """(spec, fp32 NumPy params) of a folder written by `save_adapter`; errors as `read_checkpoint`.
 
-    With `vision`, ValueError unless the adapter was made for a tower of that geometry.
+    With `clip`, ValueError unless the adapter was made for a tower of that geometry.
     """
-    folder = Path(folder)
-    config = read_json(folder / "adapter.json", ADAPTER_FILES)
+    file = Path(folder) / "adapter.json"
+    config = read_json(file, ADAPTER_FILES)
     absent = sorted({"adapter", "vision", "embed_dim"} - config.keys())
     if absent:
-        raise ValueError(f"{folder / 'adapter.json'} lacks {absent}: it was not written by save_adapter.")
-    fields: Json = {name: tuple(x) if isinstance(x, list) else x for name, x in config["vision"].items()}
-    made_for = VisionSpec(**fields)
-    if vision is not None and vision != made_for:
-        raise ValueError(f"The adapter in {folder} was made for {made_for}, but the tower is {vision}.")
-    spec = AdapterSpec(**config["adapter"])
-    expected = flatten_params(_abstract_adapter(spec, made_for, config["embed_dim"]))
-    files = existing([folder / "adapter.safetensors"], ADAPTER_FILES)
+        raise ValueError(f"{file} lacks {absent}: it was not written by save_adapter.")
+    with naming(file):
+        made_for = VisionSpec(**{name: triple(value) for name, value in config["vision"].items()})
+        spec, embed_dim = AdapterSpec(**config["adapter"]), config["embed_dim"]
+        if clip is not None and (clip.vision, clip.embed_dim) != (made_for, embed_dim):
+            raise ValueError(
+                f"The adapter was made for {made_for} and embed_dim {embed_dim!r}, "
+                f"but the tower is {clip.vision} and its embed_dim {clip.embed_dim}."
+            )
+        expected = flatten_params(_abstract_adapter(spec, made_for, embed_dim))
+    files = existing([file.with_name("adapter.safetensors")], ADAPTER_FILES)
     return spec, read_leaves(files, expected, tables.ADAPTER_TABLE, lambda _, array: array)
 
 
@@ -77,7 +83,14 @@ def _read_clip(
     source: Source, place: Place, dtype: DTypeLike = jnp.float32, attention: str = "auto"
 ) -> tuple[Any, Params]:
     definition, params = abstract_params(lambda rngs: Clip(source.spec, rngs=rngs, dtype=dtype, attention=attention))
-    return definition, read_leaves(source.files, flatten_params(params), source.table, place)
+    leaves = read_leaves(source.files, flatten_params(params), source.table, place)
+    scale = float(leaves["logit_scale"])
+    if scale > MAX_LOGIT_SCALE:
+        raise ValueError(
+            f"{source.files[0].parent}: logit_scale is {scale:g}, but the logarithm of what multiplies cosines is at "
+            f"most {MAX_LOGIT_SCALE:.2f} (CLIP's own is ln 100): the weights are damaged or another model's."
+        )
+    return definition, leaves
 
 
 def _abstract_adapter(spec: AdapterSpec, vision: VisionSpec, embed_dim: int) -> Params:

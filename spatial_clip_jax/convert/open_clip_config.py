@@ -5,6 +5,7 @@ Fields that would change what the towers compute, and that ours do not, are refu
 
 from typing import Any
 
+from spatial_clip_jax.convert.config import check_native_size, triple
 from spatial_clip_jax.models.spec import CLIP_MEAN, CLIP_STD, ClipSpec, TextSpec, VisionSpec
 
 Json = dict[str, Any]
@@ -105,18 +106,18 @@ def _vision(vision: Json, preprocessing: Json, activation: str) -> VisionSpec:
     width, layers = vision.get("width", 768), vision.get("layers", 12)
     if isinstance(layers, list):
         raise ValueError(f"open_clip_config.json describes a ResNet (layers {layers}); only ViTs can be read.")
-    red, green, blue = preprocessing.get("mean", CLIP_MEAN)
-    deviation = preprocessing.get("std", CLIP_STD)
+    image_size = vision.get("image_size", 224)
+    check_native_size("preprocess_cfg.size", preprocessing.get("size"), image_size)
     return VisionSpec(
-        image_size=vision.get("image_size", 224),
+        image_size=image_size,
         patch_size=vision.get("patch_size", 16),
         width=width,
         layers=layers,
         heads=width // vision.get("head_width", HEAD_WIDTH),
         mlp_width=int(width * vision.get("mlp_ratio", MLP_RATIO)),
         activation=activation,
-        mean=(red, green, blue),
-        std=tuple(deviation),
+        mean=triple(preprocessing.get("mean", CLIP_MEAN)),
+        std=triple(preprocessing.get("std", CLIP_STD)),
         position_resize="open_clip",
     )
 

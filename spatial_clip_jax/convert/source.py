@@ -1,11 +1,13 @@
 """What a path holds: a Hugging Face folder, an open_clip folder, or one file of weights in either's names."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from spatial_clip_jax.convert import tables
-from spatial_clip_jax.convert.config import Json, spec_from_config
+from spatial_clip_jax.convert.config import Json, spec_from_config, with_preprocessing
 from spatial_clip_jax.convert.files import SUFFIXES, headers
 from spatial_clip_jax.convert.open_clip_config import spec_from_open_clip
 from spatial_clip_jax.models.spec import GEOMETRIES, ClipSpec
@@ -40,13 +42,12 @@ def find_source(path: str | Path, spec: ClipSpec | None = None) -> Source:
     if path.is_file():
         return _file(path, spec)
     if (path / OPEN_CLIP_CONFIG).is_file() and not (path / "config.json").is_file():
-        config = read_json(path / OPEN_CLIP_CONFIG, OPEN_CLIP_CONFIG)
-        found, files, table = spec_from_open_clip(config), _open_clip_files(path), tables.OPEN_CLIP_TABLE
+        spec, table = spec or _open_clip_spec(path), tables.OPEN_CLIP_TABLE
+        files = _open_clip_files(path)
     else:
-        config = read_json(path / "config.json", CHECKPOINT_FILES)
-        found, table = spec_from_config(config, _preprocessor(path)), tables.CLIP_TABLE
+        spec, table = spec or _hugging_face_spec(path), tables.CLIP_TABLE
         files = _hugging_face_files(path)
-    return Source(spec or found, files, table, _tokenizer(path))
+    return Source(spec, files, table, _tokenizer(path))
 
 
 def read_json(path: Path, wanted: str) -> Json:
@@ -59,6 +60,17 @@ def read_json(path: Path, wanted: str) -> Json:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected an object with names.")
     return content
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Turns what goes wrong while a JSON file's fields are read into one ValueError that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"{file} lacks a field, or has an unknown one or one of a wrong kind: {error}.") from error
 
 
 def existing(files: list[Path], wanted: str) -> list[Path]:
@@ -87,13 +99,24 @@ def _tokenizer(folder: Path) -> Path | None:
     return file if file.is_file() else None
 
 
-def _preprocessor(folder: Path) -> Json:
-    """The image processor's settings: their own file, or part of the processor's since transformers 5."""
-    if (folder / "preprocessor_config.json").is_file():
-        return read_json(folder / "preprocessor_config.json", CHECKPOINT_FILES)
-    if (folder / "processor_config.json").is_file():
-        return read_json(folder / "processor_config.json", CHECKPOINT_FILES).get("image_processor", {})
-    return {}
+def _open_clip_spec(folder: Path) -> ClipSpec:
+    config = read_json(folder / OPEN_CLIP_CONFIG, OPEN_CLIP_CONFIG)
+    with naming(folder / OPEN_CLIP_CONFIG):
+        return spec_from_open_clip(config)
+
+
+def _hugging_face_spec(folder: Path) -> ClipSpec:
+    """Of config.json and the image processor's settings: their own file, or part of another since transformers 5."""
+    config = read_json(folder / "config.json", CHECKPOINT_FILES)
+    with naming(folder / "config.json"):
+        spec = spec_from_config(config, {})
+    for file in (folder / "preprocessor_config.json", folder / "processor_config.json"):
+        if file.is_file():
+            settings = read_json(file, CHECKPOINT_FILES)
+            with naming(file):
+                part = file.name == "processor_config.json"
+                return with_preprocessing(spec, settings.get("image_processor", {}) if part else settings)
+    return spec
 
 
 def _hugging_face_files(folder: Path) -> list[Path]:
@@ -101,11 +124,19 @@ def _hugging_face_files(folder: Path) -> list[Path]:
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file() or not index.is_file():
         return existing([whole], CHECKPOINT_FILES)
-    pieces = sorted(set(read_json(index, CHECKPOINT_FILES)["weight_map"].values()))
+    pieces = _pieces(index)
     outside = [piece for piece in pieces if Path(piece).name != piece]
     if outside:
         raise ValueError(f"{index} names files outside its folder: {', '.join(outside)}.")
     return existing([folder / piece for piece in pieces], CHECKPOINT_FILES)
+
+
+def _pieces(index: Path) -> list[str]:
+    """The files that an index names."""
+    places = read_json(index, CHECKPOINT_FILES).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+        raise ValueError(f"{index} has no weight_map from names of weights to names of files: fetch it again.")
+    return sorted(set(places.values()))
 
 
 def _open_clip_files(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from spatial_clip_jax.models.params import Params, unflatten_params
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 MIN_SIMILARITY = 0.8  # of a name that is suggested for an unexpected one
+MAX_LINES = 20  # of faults that an error lists: a file of another model has hundreds
 MAX_SUGGESTIONS = 20  # a file of another model needs none, and comparing all its names would take a while
 
 Place = Callable[[str, np.ndarray], Any]
@@ -23,7 +24,7 @@ Expected = dict[str, jax.ShapeDtypeStruct]
 def read_leaves(files: list[Path], expected: Expected, table: tuple[tables.Rule, ...], place: Place) -> Params:
     """Nested params with one leaf `place(path, fp32 array)` for every path of `expected`, read one by one.
 
-    ValueError that lists every missing, unexpected, misshapen, non-float or non-finite weight.
+    ValueError that counts every missing, unexpected, misshapen, non-float or non-finite weight, and lists the first.
     """
     leaves: dict[str, Any] = {}
     faults: list[str] = []
@@ -42,7 +43,8 @@ def read_leaves(files: list[Path], expected: Expected, table: tuple[tables.Rule,
     faults += [f"{key}: missing" for key in missing] + _unexpected_faults(unexpected, missing)
     if faults:
         names = ", ".join(str(file) for file in files)
-        raise ValueError(f"{names}: {len(faults)} fault(s) in the weights:\n  " + "\n  ".join(faults))
+        lines = faults[:MAX_LINES] + [f"... and {len(faults) - MAX_LINES} more"] * (len(faults) > MAX_LINES)
+        raise ValueError(f"{names}: {len(faults)} fault(s) in the weights:\n  " + "\n  ".join(lines))
     return unflatten_params(leaves)
 
 

@@ -61,6 +61,8 @@ def decode_image(source: Picture, name: str = "", at_least: int = 0) -> UInt8[np
     name = name or (str(source) if isinstance(source, (str, Path)) else "the picture")
     try:
         with _open(source) as image:
+            if not image.width * image.height:
+                raise ValueError(f"{image.width} x {image.height} pixels, it has none")
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS} in all")
             if at_least > 0:

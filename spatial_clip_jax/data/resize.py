@@ -6,7 +6,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from spatial_clip_jax.data.decode import MAX_PIXELS
+
 Picture = UInt8[np.ndarray, "H W 3"]
+
+# Attention keeps heads x tokens x tokens fp32 numbers: 1.3 GB a picture at this many in the bundled tower, which has 5
+# heads (4.7 GB at its peak, measured, since several such arrays live at once), and 4.3 GB with the 16 of a ViT-L. It is
+# 14 times the tokens of ViT-L/14 at 336 pixels.
+MAX_TOKENS = 8192
 
 
 def whole_patches(size: tuple[int, int], patch: int) -> tuple[int, int]:
@@ -22,10 +29,28 @@ def scaled_size(size: tuple[int, int], short_side: float, patch: int) -> tuple[i
     return height, width
 
 
+def affordable(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """`size` (height, width) itself; ValueError if it has more patches than attention has memory for."""
+    height, width = size
+    tokens = (height // patch) * (width // patch)
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f"a view of {height} x {width} pixels (height x width) is {tokens} tokens, more than {MAX_TOKENS}: "
+            "use a smaller scale, or crop or resize the picture"
+        )
+    return size
+
+
 def resized(picture: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture stretched to `size` (height, width); itself when it already fits."""
+    """The picture stretched to `size` (height, width); itself when it already fits. ValueError beyond MAX_PIXELS."""
     if picture.shape[:2] == tuple(size):
         return picture
+    if size[0] * size[1] > MAX_PIXELS:
+        given = f"{picture.shape[0]} x {picture.shape[1]}"
+        raise ValueError(
+            f"a picture of {given} pixels (height x width) would become {size[0]} x {size[1]}, more than "
+            f"{MAX_PIXELS} in all: crop or resize it first"
+        )
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 

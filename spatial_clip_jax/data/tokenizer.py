@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from spatial_clip_jax.models.spec import TextSpec
+
 BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 # The splitting pattern of OpenAI's CLIP: contractions, letters, single digits, anything else.
 WORDS = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
@@ -21,6 +23,26 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every kind of bad file
         raise ValueError(f"{path} is not a tokenizer.json that the tokenizers library reads: {error}") from error
+
+
+def check_tokenizer(tokenizer: Tokenizer, text: TextSpec, name: str) -> None:
+    """ValueError unless the tokenizer is this text tower's.
+
+    A tower that looks for another end token, or ids beyond its table, would give every text the same embedding.
+    """
+    vocabulary = tokenizer.get_vocab()
+    found = {token: vocabulary.get(token) for token in (BOS, EOS)}
+    expected = {BOS: text.bos_token_id, EOS: text.eos_token_id}
+    if found != expected:
+        raise ValueError(
+            f"{name} has the ids {found}, but the text tower's bos_token_id and eos_token_id are {expected}: "
+            "give the tokenizer and the config of one model."
+        )
+    if max(vocabulary.values()) >= text.vocab_size:
+        raise ValueError(
+            f"{name} has ids up to {max(vocabulary.values())}, but the text tower's vocab_size is {text.vocab_size}: "
+            "give the tokenizer of the same model."
+        )
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], context_length: int) -> Int[np.ndarray, "k t"]:

@@ -29,6 +29,7 @@ from spatial_clip_jax.evaluate.readings import (
     regions_right,
     similarities,
 )
+from spatial_clip_jax.models.spec import is_finite
 from spatial_clip_jax.tasks.heatmap import upsample
 from spatial_clip_jax.tasks.localize import THRESHOLD, Localization, localize, peaks
 from spatial_clip_jax.tasks.relate import opposite, relate
@@ -41,13 +42,24 @@ METRICS = (*DENSE_METRICS, "relation_accuracy", "zero_shot_top1")
 @dataclass(frozen=True)
 class Settings:
     """What is chosen for a row on validation pictures: the input's `scale` (times native), whether the
-    `generic` phrases' similarity is subtracted, and the thresholds of tasks.localize and tasks.segment.
+    `generic` phrases' similarity is subtracted, and the thresholds of tasks.localize, a fraction of the
+    heatmap's maximum, and of tasks.segment, a similarity. ValueError for what these cannot be.
     """
 
     scale: float = 1.0
     generic: bool = True
     box_threshold: float = THRESHOLD
     segment_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not is_finite(self.scale) or self.scale <= 0:
+            raise ValueError(f"scale must be a positive number, got {self.scale!r}")
+        if not isinstance(self.generic, bool):
+            raise ValueError(f"generic must be true or false, got {self.generic!r}")
+        if not is_finite(self.box_threshold) or not 0 < self.box_threshold <= 1:
+            raise ValueError(f"box_threshold must be in (0, 1], got {self.box_threshold!r}")
+        if not is_finite(self.segment_threshold):
+            raise ValueError(f"segment_threshold must be a finite number, got {self.segment_threshold!r}")
 
 
 def evaluate_row(

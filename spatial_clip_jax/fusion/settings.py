@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, UInt8
 
 from spatial_clip_jax.fusion.core import Trunk, fuse, unit_length
 from spatial_clip_jax.fusion.plan import Plan, Scale, make_plan
-from spatial_clip_jax.models.spec import VisionSpec
+from spatial_clip_jax.models.spec import VisionSpec, is_finite
 from spatial_clip_jax.models.vision import preprocess
 
 Images = UInt8[Array, "b H W 3"]
@@ -20,6 +20,7 @@ class FusionSettings:
     """Windows are (side, stride) in units of the tower's native input size; see `core.fuse` for the rest.
 
     `readout` is read from the whole view (rule "affinity") or from every window (rule "overlap_add").
+    ValueError for settings that no tower can be fused by.
     """
 
     rule: str = "affinity"
@@ -30,10 +31,27 @@ class FusionSettings:
     sigma: float = 0.25
     chunk: int | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, str) or not isinstance(self.readout, str):
+            raise ValueError(f"rule and readout must be names, got {self.rule!r} and {self.readout!r}")
+        if not isinstance(self.windows, tuple) or not self.windows or not all(map(_is_window, self.windows)):
+            raise ValueError(f"windows must be a tuple of pairs (side, stride), all positive, got {self.windows!r}")
+        for name in ("temperature", "sigma"):
+            if not is_finite(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        if not is_finite(self.mix) or self.mix < 0:
+            raise ValueError(f"mix must be a number of at least 0, got {self.mix!r}")
+        if self.chunk is not None and (type(self.chunk) is not int or self.chunk < 1):
+            raise ValueError(f"chunk must be a number of windows, at least 1, or None, got {self.chunk!r}")
+
     def plan(self, height: int, width: int, spec: VisionSpec) -> Plan:
         """The windows of a whole view of `height` x `width` pixels; sizes are rounded to whole patches."""
         scales = [Scale(_patches(side, spec), _patches(stride, spec)) for side, stride in self.windows]
         return make_plan(height, width, patch=spec.patch_size, native=spec.image_size, scales=scales)
+
+
+def _is_window(pair: object) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and all(is_finite(side) and side > 0 for side in pair)
 
 
 def _patches(fraction: float, spec: VisionSpec) -> int:

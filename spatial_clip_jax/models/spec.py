@@ -1,11 +1,17 @@
 """What a CLIP looks like, as frozen data: sizes, activation, preprocessing; a table of named geometries."""
 
 import dataclasses
+from numbers import Real
+from typing import Any, TypeGuard
 
 Triple = tuple[float, float, float]
 
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+
+# Far beyond any CLIP: what is larger is a damaged file, and building it would take hours or overflow.
+MAX_SIZE, MAX_LAYERS = 1_000_000, 200
+LARGEST_FP32 = 3.4e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +35,11 @@ class VisionSpec:
     position_resize: str = "huggingface"
 
     def __post_init__(self) -> None:
-        _check_common(self.width, self.heads, self.activation)
+        _check_tower(self, "image_size", "patch_size")
+        _check_channels("mean", self.mean)
+        _check_channels("std", self.std)
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}.")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}.")
         if self.position_resize not in ("huggingface", "open_clip"):
@@ -70,7 +80,9 @@ class TextSpec:
     pad_token_id: int = 49407
 
     def __post_init__(self) -> None:
-        _check_common(self.width, self.heads, self.activation)
+        _check_tower(self, "vocab_size", "context_length")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            _check_whole(self, name, 0, self.vocab_size - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +92,9 @@ class ClipSpec:
     vision: VisionSpec
     text: TextSpec
     embed_dim: int
+
+    def __post_init__(self) -> None:
+        _check_whole(self, "embed_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +111,40 @@ class AdapterSpec:
     def __post_init__(self) -> None:
         if self.variant not in ("copy", "residual"):
             raise ValueError(f"variant must be 'copy' or 'residual', got {self.variant!r}.")
-        if self.blocks < 1:
-            raise ValueError(f"blocks must be at least 1, got {self.blocks}.")
+        _check_whole(self, "blocks", high=MAX_LAYERS)
+        if not isinstance(self.readout, str):
+            raise ValueError(f"readout must be a read-out's name, got {self.readout!r}.")
 
 
-def _check_common(width: int, heads: int, activation: str) -> None:
-    if width % heads:
-        raise ValueError(f"width {width} does not divide into {heads} heads.")
-    if activation not in ("quick_gelu", "gelu"):
-        raise ValueError(f"activation must be 'quick_gelu' or 'gelu', got {activation!r}.")
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether this is a real number that fp32 can hold: no bool, not NaN, not infinite."""
+    number: Any = value
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(abs(number) <= LARGEST_FP32)
+
+
+def _check_tower(spec: VisionSpec | TextSpec, *sizes: str) -> None:
+    for name in ("width", "heads", "mlp_width", *sizes):
+        _check_whole(spec, name)
+    _check_whole(spec, "layers", high=MAX_LAYERS)
+    if spec.width % spec.heads:
+        raise ValueError(f"width {spec.width} does not divide into {spec.heads} heads.")
+    if spec.activation not in ("quick_gelu", "gelu"):
+        raise ValueError(f"activation must be 'quick_gelu' or 'gelu', got {spec.activation!r}.")
+    if not is_finite(spec.norm_eps) or spec.norm_eps <= 0:
+        raise ValueError(f"norm_eps must be a positive number, got {spec.norm_eps!r}.")
+
+
+def _check_whole(spec: Any, name: str, low: int = 1, high: int = MAX_SIZE) -> None:
+    """ValueError unless the field is a whole number from `low` to `high`; JSON gives strings, floats and null too."""
+    value = getattr(spec, name)
+    if type(value) is not int or not low <= value <= high:
+        owner = type(spec).__name__
+        raise ValueError(f"{owner}.{name} must be a whole number from {low} to {high}, got {value!r}.")
+
+
+def _check_channels(name: str, values: object) -> None:
+    if not isinstance(values, tuple) or len(values) != 3 or not all(map(is_finite, values)):
+        raise ValueError(f"{name} must hold three finite numbers, one a channel, got {values!r}.")
 
 
 GEOMETRIES: dict[str, ClipSpec] = {

@@ -73,7 +73,7 @@ def relate(first: Localization, second: Localization, relation: str) -> Relation
 
 def canonical(relation: str) -> str:
     """The relation's name in OPPOSITES; ValueError listing the valid ones if there is none."""
-    name = " ".join(relation.lower().split())
+    name = " ".join(str(relation).lower().split())
     name = SYNONYMS.get(name, name)
     if name not in OPPOSITES:
         raise ValueError(f"unknown relation {relation!r}; known are {', '.join([*OPPOSITES, *SYNONYMS])}")

@@ -84,3 +84,63 @@ def test_preprocessing_is_found_in_either_file(hf_folder: Path, tmp_path: Path):
     assert read_checkpoint(tmp_path)[0].vision.mean == (0.5, 0.5, 0.5)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.1, 0.2, 0.3]}))
     assert read_checkpoint(tmp_path)[0].vision.mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("size", [224, {"shortest_edge": 224}, {"height": 224, "width": 224}, [224, 224], None])
+def test_an_image_processor_of_the_native_size_is_read(size):
+    settings = {"size": size, "crop_size": size, "do_rescale": True, "do_normalize": None, "rescale_factor": 1 / 255}
+    assert spec_from_config({"model_type": "clip"}, settings) == named_spec("openai/clip-vit-base-patch32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"do_rescale": False}, "do_rescale is False, but only True"),
+        ({"do_normalize": False}, "do_normalize is False"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
+        ({"size": 336}, "size is 336, but the tower's native size is 224"),
+        ({"size": {"shortest_edge": 256}, "crop_size": 224}, "size is {'shortest_edge': 256}"),
+        ({"crop_size": {"height": 224, "width": 200}}, "crop_size is .*native size is 224"),
+    ],
+)
+def test_an_image_processor_that_gives_other_pixels_is_refused(settings, complaint: str):
+    with pytest.raises(ValueError, match=complaint):
+        spec_from_config({"model_type": "clip"}, settings)
+
+
+def edited(source: Path, target: Path, name: str, edit) -> None:
+    """A copy of the checkpoint, its weights by link, with one JSON file's content edited or replaced."""
+    for file in source.iterdir():
+        (target / file.name).symlink_to(file)
+    content = json.loads((source / name).read_text()) if (source / name).is_file() else {}
+    (target / name).unlink(missing_ok=True)
+    (target / name).write_text(json.dumps(edit(content)))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda c: c | {"projection_dim": "48"},
+        lambda c: c | {"text_config": []},
+        lambda c: c | {"vision_config": "vit"},
+        lambda c: c | {"vision_config": c["vision_config"] | {"num_attention_heads": None}},
+        lambda c: c | {"vision_config": c["vision_config"] | {"patch_size": 0}},
+        lambda c: c | {"vision_config": c["vision_config"] | {"image_size": {}}},
+        lambda c: c | {"text_config": c["text_config"] | {"vocab_size": "many"}},
+        lambda c: c | {"text_config": c["text_config"] | {"eos_token_id": 10**9}},
+    ],
+)
+def test_wrong_fields_end_in_one_error_that_names_the_file(hf_folder: Path, tmp_path: Path, edit):
+    edited(hf_folder, tmp_path, "config.json", edit)
+    with pytest.raises(ValueError, match="config.json") as caught:
+        read_checkpoint(tmp_path)
+    assert type(caught.value) is ValueError
+
+
+@pytest.mark.parametrize("settings", [{"image_std": [0, 0, 0]}, {"image_mean": 0.5}, {"do_rescale": "no"}])
+def test_a_wrong_image_processor_is_named_and_a_given_geometry_overrules_it(hf_folder: Path, tmp_path: Path, settings):
+    edited(hf_folder, tmp_path, "preprocessor_config.json", lambda _: settings)
+    with pytest.raises(ValueError, match="preprocessor_config.json"):
+        read_checkpoint(tmp_path)
+    spec = read_checkpoint(hf_folder)[0]
+    assert read_checkpoint(tmp_path, spec)[0] == spec

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_adapter_survives_the_round_trip_beside_the_clip(hf_folder: Path, tmp_pa
     params = split_params(init_module(lambda rngs: SpatialAdapter(spec, clip.vision, rngs=rngs), 0))[1]
     save_clip(tmp_path, *read_checkpoint(hf_folder))
     save_adapter(tmp_path, spec, params, clip.spec)
-    read_spec, read_params = read_adapter(tmp_path, clip.spec.vision)
+    read_spec, read_params = read_adapter(tmp_path, clip.spec)
     assert read_spec == spec
     jax.tree.map(np.testing.assert_array_equal, read_params, params)
     assert read_checkpoint(tmp_path)[0] == clip.spec
@@ -121,11 +122,69 @@ def test_adapter_of_another_tower_is_refused(hf_folder: Path, tmp_path: Path):
     spec = AdapterSpec("copy", 1)
     params = split_params(init_module(lambda rngs: SpatialAdapter(spec, clip.vision, rngs=rngs), 0))[1]
     save_adapter(tmp_path, spec, params, clip.spec)
-    other = dataclasses.replace(clip.spec.vision, patch_size=16)
-    with pytest.raises(ValueError, match="made for VisionSpec.*patch_size=8.*tower is .*patch_size=16"):
+    other = dataclasses.replace(clip.spec, vision=dataclasses.replace(clip.spec.vision, patch_size=16))
+    with pytest.raises(ValueError, match="adapter.json: .*made for VisionSpec.*patch_size=8.*tower is .*patch_size=16"):
         read_adapter(tmp_path, other)
+    with pytest.raises(ValueError, match="embed_dim 48, but the tower is .*embed_dim 64"):
+        read_adapter(tmp_path, dataclasses.replace(clip.spec, embed_dim=64))
     with pytest.raises(FileNotFoundError, match="adapter.json not found.*adapter.safetensors"):
         read_adapter(hf_folder)
     (tmp_path / "adapter.json").write_text("{}")
     with pytest.raises(ValueError, match=r"lacks \['adapter', 'embed_dim', 'vision'\]"):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda c: c | {"vision": c["vision"] | {"rope": True}},
+        lambda c: c | {"vision": {k: v for k, v in c["vision"].items() if k != "width"}},
+        lambda c: c | {"vision": None},
+        lambda c: c | {"adapter": c["adapter"] | {"blocks": "1"}},
+        lambda c: c | {"adapter": c["adapter"] | {"blocks": 9}},
+        lambda c: c | {"adapter": c["adapter"] | {"readout": "nonsense"}},
+        lambda c: c | {"embed_dim": "48"},
+    ],
+)
+def test_wrong_fields_of_an_adapter_end_in_one_error_that_names_the_file(hf_folder: Path, tmp_path: Path, edit):
+    clip, spec = load_clip(hf_folder), AdapterSpec("copy", 1)
+    params = split_params(init_module(lambda rngs: SpatialAdapter(spec, clip.vision, rngs=rngs), 0))[1]
+    save_adapter(tmp_path, spec, params, clip.spec)
+    content = json.loads((tmp_path / "adapter.json").read_text())
+    (tmp_path / "adapter.json").write_text(json.dumps(edit(content)))
+    with pytest.raises(ValueError, match="adapter.json") as caught:
+        read_adapter(tmp_path)
+    assert type(caught.value) is ValueError
+
+
+@pytest.mark.parametrize("taken", ["out", "out/model.safetensors/x", "out/settings.json/x"])
+def test_taken_names_are_refused_before_anything_is_moved(hf_folder: Path, tmp_path: Path, taken: str):
+    place = tmp_path / taken
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("mine")
+    with pytest.raises(ValueError, match="is a file; give a folder|has folders named"):
+        save_clip(tmp_path / "out", *read_checkpoint(hf_folder))
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [place] and place.read_text() == "mine"
+
+
+@pytest.mark.parametrize("inside", ["file/out", "file/deep/out"])
+def test_a_folder_inside_a_file_is_refused(hf_folder: Path, tmp_path: Path, inside: str):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write to .*file is a file"):
+        save_clip(tmp_path / inside, *read_checkpoint(hf_folder))
+
+
+@pytest.mark.parametrize("folder", ["", None, 5])
+def test_a_folder_has_a_name(hf_folder: Path, tmp_path: Path, monkeypatch, folder: object):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, who have no run-time checker
+    with pytest.raises(ValueError, match="expected the name of a folder"):
+        save_clip(folder, *read_checkpoint(hf_folder))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bytes_of_a_tokenizer_do_for_its_file(hf_folder: Path, exported: Path, tmp_path: Path):
+    spec, params, tokenizer = read_checkpoint(hf_folder)
+    save_clip(tmp_path / "out", spec, params, tokenizer.read_bytes())
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (exported / name).read_bytes()

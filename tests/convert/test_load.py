@@ -258,3 +258,30 @@ def test_compute_type_is_chosen_at_loading(hf_folder: Path):
     clip = load_clip(hf_folder, dtype=jnp.bfloat16)
     assert clip.vision.class_embedding[...].dtype == jnp.float32
     assert clip.vision.embed(jnp.asarray(random_pixels((32, 32)))).dtype == jnp.bfloat16
+
+
+def test_a_long_list_of_faults_is_cut(hf_folder: Path, tmp_path: Path):
+    edit_weights(hf_folder, tmp_path, lambda tensors: tensors.update({f"x{i}": torch.zeros(1) for i in range(50)}))
+    with pytest.raises(ValueError, match="50 fault") as error:
+        read_checkpoint(tmp_path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 22 and lines[-1].strip() == "... and 30 more"
+
+
+@pytest.mark.parametrize("content", [{}, {"weight_map": ["model.safetensors"]}, {"weight_map": {"a": 1}}])
+def test_an_index_without_a_map_is_named(hf_folder: Path, tmp_path: Path, content):
+    copy_checkpoint(hf_folder, tmp_path).unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="model.safetensors.index.json has no weight_map"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("scale", "fine"), [(4.6052, True), (6.9, True), (7.0, False), (100.0, False)])
+def test_a_logit_scale_that_is_none_is_refused(hf_folder: Path, tmp_path: Path, scale: float, fine: bool):
+    edit_weights(hf_folder, tmp_path, lambda tensors: tensors.update(logit_scale=torch.tensor(scale)))
+    if fine:
+        assert read_checkpoint(tmp_path)[1]["logit_scale"] == np.float32(scale)
+        return
+    for read in (read_checkpoint, load_clip):
+        with pytest.raises(ValueError, match=f"logit_scale is {scale:g}, .*at most 6.91"):
+            read(tmp_path)

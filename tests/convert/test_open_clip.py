@@ -142,6 +142,24 @@ def test_other_architectures_are_refused(model_cfg, complaint: str):
         spec_from_open_clip({"model_cfg": model_cfg})
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_cfg": MODEL_CONFIG | {"vision_cfg": "vit"}},
+        {"model_cfg": MODEL_CONFIG | {"embed_dim": None}},
+        {"model_cfg": MODEL_CONFIG | {"text_cfg": MODEL_CONFIG["text_cfg"] | {"vocab_size": "many"}}},
+        {"model_cfg": MODEL_CONFIG | {"vision_cfg": MODEL_CONFIG["vision_cfg"] | {"head_width": 0}}},
+        {"model_cfg": MODEL_CONFIG, "preprocess_cfg": {"std": [1, 1]}},
+        {"model_cfg": MODEL_CONFIG, "preprocess_cfg": {"size": [64, 64]}},
+    ],
+)
+def test_wrong_fields_end_in_one_error_that_names_the_file(tmp_path: Path, config):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="open_clip_config.json") as caught:
+        read_checkpoint(tmp_path)
+    assert type(caught.value) is ValueError
+
+
 def test_a_file_without_geometry_asks_for_it(tmp_path: Path):
     torch.save(random_open_clip(0).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="does not say its geometry .*give spec=.*openai/clip-vit-base-patch16"):

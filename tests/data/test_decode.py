@@ -129,6 +129,8 @@ def test_damage_is_named(tmp_path: Path) -> None:
     for array in (np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"expected \(H,W,3\)"):
             decode_image(array)
+    with pytest.raises(ValueError, match="0 x 4 pixels, it has none"):
+        decode_image(Image.new("RGB", (0, 4)))
     with pytest.raises(ValueError, match="floating point"):
         decode_image(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from spatial_clip_jax.data.resize import native_view, resized, scaled_size, stacked, whole_patches
+from spatial_clip_jax.data.resize import affordable, native_view, resized, scaled_size, stacked, whole_patches
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (50, 90), (131, 40), (200, 201)])
@@ -28,3 +28,14 @@ def test_sizes():
 def test_batches_hold_one_size():
     with pytest.raises(ValueError, match="one size at a time"):
         stacked([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], "dense")
+
+
+def test_views_that_attention_cannot_hold_are_refused():
+    assert affordable((512, 1024), 8) == (512, 1024)
+    with pytest.raises(ValueError, match="128 x 19200 .* is 38400 tokens, more than 8192: use a smaller"):
+        affordable((128, 19200), 8)
+
+
+def test_pictures_do_not_grow_beyond_what_decoding_allows():
+    with pytest.raises(ValueError, match="1 x 1000000 .* would become 224 x 224000000.* crop or resize it"):
+        native_view(np.zeros((1, 1_000_000, 3), np.uint8), 224)

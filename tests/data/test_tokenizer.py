@@ -1,10 +1,14 @@
 """Our encoding is CLIP's: the same ids as transformers' own tokenizer reads from the same file."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
-from spatial_clip_jax.data.tokenizer import BOS, EOS, encode, load_tokenizer, train_tokenizer
+from spatial_clip_jax.data.tokenizer import BOS, EOS, check_tokenizer, encode, load_tokenizer, train_tokenizer
+from spatial_clip_jax.models.spec import TextSpec
 
 TEXTS = ["A photo of a red circle.", "the  dog's   2nd ball!", "naïve 犬 \N{GRINNING FACE}", "", "red red red " * 20]
 
@@ -43,3 +47,25 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="tokenizer.json is not"):
         load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_the_tokenizer_is_the_text_towers(tokenizer):
+    ids = tokenizer.get_vocab()
+    special = {"bos_token_id": ids[BOS], "eos_token_id": ids[EOS], "pad_token_id": ids[EOS]}
+    tower = TextSpec(len(ids), 16, 32, 1, 2, 64, **special)
+    check_tokenizer(tokenizer, tower, "words.json")
+    for field in ("bos_token_id", "eos_token_id"):
+        with pytest.raises(ValueError, match=f"words.json has the ids .*{ids[EOS]}.* but the text tower's .*: 7"):
+            check_tokenizer(tokenizer, dataclasses.replace(tower, **{field: 7}), "words.json")
+    with pytest.raises(ValueError, match="words.json has the ids .*None"):
+        check_tokenizer(Tokenizer(models.BPE(vocab={"a": 0}, merges=[])), tower, "words.json")
+
+
+def test_ids_beyond_the_towers_table_are_refused(tokenizer):
+    ids = tokenizer.get_vocab()
+    special = {"bos_token_id": ids[BOS], "eos_token_id": ids[EOS], "pad_token_id": ids[EOS]}
+    tower = TextSpec(len(ids), 16, 32, 1, 2, 64, **special)
+    larger = Tokenizer.from_str(tokenizer.to_str())
+    larger.add_tokens(["<new>"])
+    with pytest.raises(ValueError, match=f"ids up to {len(ids)}, but the text tower's vocab_size is {len(ids)}"):
+        check_tokenizer(larger, tower, "words.json")

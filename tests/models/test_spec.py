@@ -1,6 +1,9 @@
 """Geometries, their parameter counts, and what is refused."""
 
+import dataclasses
+
 import jax
+import jaxtyping
 import pytest
 
 from spatial_clip_jax.models.clip import Clip
@@ -51,10 +54,47 @@ def test_grid_takes_whole_patches_only():
         (lambda: TextSpec(100, 8, 32, 1, 5, 64), "32 does not divide into 5 heads"),
         (lambda: TextSpec(100, 8, 32, 1, 4, 64, activation="relu"), "'quick_gelu' or 'gelu', got 'relu'"),
         (lambda: VisionSpec(64, 8, 160, 6, 5, 640, position_resize="timm"), "'timm' is not 'huggingface' or"),
-        (lambda: AdapterSpec("copy", 0), "at least 1, got 0"),
+        (lambda: AdapterSpec("copy", 0), "blocks must be a whole number from 1 to 200, got 0"),
         (lambda: AdapterSpec("lora", 2), "'copy' or 'residual', got 'lora'"),
     ],
 )
 def test_impossible_geometry_is_refused(build, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         build()
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 64.0, "64", None, 10**9, [64]])
+@pytest.mark.parametrize(
+    ("tower", "field"),
+    [(tower, field) for tower in ("vision", "text") for field in ("width", "layers", "heads", "mlp_width")]
+    + [("vision", "image_size"), ("vision", "patch_size"), ("text", "vocab_size"), ("text", "context_length")],
+)
+def test_sizes_are_positive_whole_numbers(monkeypatch, tower: str, field: str, value: object):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, who have no run-time checker
+    with pytest.raises(ValueError, match=f"{field} must be a whole number from 1 to .*, got"):
+        dataclasses.replace(getattr(named_spec("tiny"), tower), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("tower", "field", "values"),
+    [
+        ("vision", "norm_eps", (0, -1e-5, float("nan"), float("inf"), "1e-5", None, True)),
+        ("vision", "std", ((0.2, 0, 0.2), (0.2, -1, 0.2), (0.2, float("nan"), 0.2), (0.2, 0.2), [0.2] * 3, None)),
+        ("vision", "mean", ((0.2, float("inf"), 0.2), (0.2, 10**400, 0.2), ("0.2", 0.2, 0.2), 0.5, (0.2,) * 4)),
+        ("text", "norm_eps", (0, float("nan"))),
+        ("text", "eos_token_id", (707, -1, 706.0, None, False)),
+        ("text", "bos_token_id", (707, "705")),
+    ],
+)
+def test_other_fields_hold_what_a_tower_can_use(monkeypatch, tower: str, field: str, values: tuple):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for value in values:
+        with pytest.raises(ValueError, match=f"{field} must"):
+            dataclasses.replace(getattr(named_spec("tiny"), tower), **{field: value})
+
+
+@pytest.mark.parametrize("value", [0, "128", None, 1.5])
+def test_the_shared_space_has_a_size(monkeypatch, value: object):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="ClipSpec.embed_dim must be a whole number"):
+        dataclasses.replace(named_spec("tiny"), embed_dim=value)
