@@ -136,6 +136,7 @@ def _write_weights(path: Path, params: Params, table: tuple[tables.Rule, ...], m
         stacks.setdefault(mapped.name, {})[mapped.piece] = array
     tensors = {name: _stacked([pieces[i] for i in sorted(pieces)]) for name, pieces in stacks.items()}
     save_file(tensors, path, {"format": "pt", **metadata})
+    path.chmod(0o644)  # safetensors makes files that only their owner may read
 
 
 def _stacked(pieces: list[np.ndarray]) -> np.ndarray:

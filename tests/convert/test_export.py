@@ -42,6 +42,10 @@ def test_pytorch_to_here_to_pytorch_is_bit_equal(hf_folder: Path, exported: Path
         assert file.metadata() == {"format": "pt", "step": "7"}
 
 
+def test_others_may_read_what_is_exported(exported: Path):
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in exported.iterdir())
+
+
 def test_transformers_computes_the_same_embeddings_and_logits(exported: Path):
     model, clip = CLIPModel.from_pretrained(exported).eval(), load_clip(exported)
     pixels, ids = random_pixels((32, 32)), random_ids()
