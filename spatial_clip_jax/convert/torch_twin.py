@@ -5,7 +5,8 @@ safetensors and transformers:
 
     model = SpatialClip.from_pretrained(folder)
     features = model.get_dense_features(pixel_values)  # (b, h, w, e), unit vectors in text space
-    text = torch.nn.functional.normalize(model.clip.get_text_features(**tokens), dim=-1)
+    pooled = model.clip.text_model(**tokens).pooler_output  # tokens from CLIPProcessor; transformers 4 and 5
+    text = torch.nn.functional.normalize(model.clip.text_projection(pooled), dim=-1)
 """
 
 import copy
