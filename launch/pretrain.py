@@ -24,8 +24,9 @@ from spatial_clip_jax.data.scenes.sample import Scene, stack_scenes
 from spatial_clip_jax.data.scenes.splits import SPLITS, caption_at, scene_at
 from spatial_clip_jax.data.tokenizer import BOS, EOS, encode, train_tokenizer
 from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.models.params import Params, abstract_params, init_module, join_params, split_params
-from spatial_clip_jax.models.spec import ClipSpec, named_spec
+from spatial_clip_jax.models.spec import ClipSpec
 from spatial_clip_jax.models.vision import preprocess
 from spatial_clip_jax.objectives.caption_words import caption_words, rarity
 from spatial_clip_jax.objectives.contrastive import contrastive
@@ -43,12 +44,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     tokenizer = train_tokenizer(captions, config.tokenizer.merges)
     spec = _spec(config, tokenizer)
     definition, _ = abstract_params(lambda rngs: Clip(spec, rngs=rngs))
-    weights = rarity(encode(tokenizer, captions, spec.text.context_length), spec.text.vocab_size)
+    weights = rarity(encode(tokenizer, captions, spec.text_tower), spec.text_tower.vocab_size)
     batches = CaptionedScenes(
         SPLITS[config.split],
         config.batch_size,
         tokenizer,
-        spec.text.context_length,
+        spec.text_tower,
         jax.process_index(),
         jax.process_count(),
     )
@@ -75,7 +76,7 @@ def _captions(config: ConfigDict) -> list[str]:
 def _initial(spec: ClipSpec, key: Any) -> Params:
     """The CLIP's parameters, and those of the head that names the caption's words, which training alone needs."""
     clip = split_params(init_module(lambda rngs: Clip(spec, rngs=rngs), key))[1]
-    return {"clip": clip, "caption_head": {"kernel": jnp.zeros((spec.embed_dim, spec.text.vocab_size))}}
+    return {"clip": clip, "caption_head": {"kernel": jnp.zeros((spec.embed_dim, spec.text_tower.vocab_size))}}
 
 
 def _spec(config: ConfigDict, tokenizer: Tokenizer) -> ClipSpec:
@@ -83,7 +84,7 @@ def _spec(config: ConfigDict, tokenizer: Tokenizer) -> ClipSpec:
     spec = named_spec(config.geometry)
     ids = tokenizer.get_vocab()
     text = dataclasses.replace(
-        spec.text, vocab_size=len(ids), bos_token_id=ids[BOS], eos_token_id=ids[EOS], pad_token_id=ids[EOS]
+        spec.text_tower, vocab_size=len(ids), bos_token_id=ids[BOS], eos_token_id=ids[EOS], pad_token_id=ids[EOS]
     )
     return dataclasses.replace(spec, text=text)
 
@@ -111,7 +112,7 @@ def _evaluation(definition: Any, spec: ClipSpec, tokenizer: Tokenizer, pictures:
     truth = np.array([c * len(vocabulary.COLOURS) + colour for c, colour in pairs])
     seen = np.array([pair not in vocabulary.HELD_OUT for pair in pairs])
     phrases = [f"a photo of a {phrase}" for phrase in vocabulary.pair_phrases()]
-    ids = encode(tokenizer, phrases, spec.text.context_length)
+    ids = encode(tokenizer, phrases, spec.text_tower)
 
     @jax.jit
     def predict(params: Any) -> jax.Array:

@@ -24,8 +24,9 @@ from spatial_clip_jax.fusion import encoders
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers
 from spatial_clip_jax.fusion.settings import FusionSettings, average_maps
 from spatial_clip_jax.models.adapter import SpatialAdapter
+from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.models.params import Params, abstract_params, init_module, join_params, split_params
-from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, is_finite, named_spec
+from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, is_finite
 from spatial_clip_jax.models.text import TextTower
 from spatial_clip_jax.models.vision import VisionTower
 from spatial_clip_jax.tasks.classify import classify
@@ -106,13 +107,13 @@ class SpatialClip:
         # Its bytes, so that saving needs no file that may be gone by then.
         self.tokenizer_json = tokenizer_file.read_bytes() if tokenizer_file else None
         if self.tokenizer is not None:
-            check_tokenizer(self.tokenizer, spec.text, str(tokenizer_file))
+            check_tokenizer(self.tokenizer, spec.text_tower, str(tokenizer_file))
         self.settings, self.readout = Settings(), TRAINING_FREE
         self.adapter_spec: AdapterSpec | None = None
         self.clip_params: Params = jax.tree.map(jnp.asarray, params)
         self.params: Params = {"vision": self.clip_params["vision"]}
         self.towers = Towers(spec.vision, _vision_definition(spec))
-        self._text = _text_definition(spec)
+        self._text = None if spec.text is None else _text_definition(spec)
 
     def with_adapter(self, spec: AdapterSpec, params: Params, settings: Settings | None = None) -> "SpatialClip":
         """The same CLIP with an adapter beside it; classification stays what it is."""
@@ -138,10 +139,10 @@ class SpatialClip:
 
     def encode_text(self, texts: Sequence[str]) -> Float[Array, "k e"]:
         """Text embeddings of unit length, of the texts as they are."""
-        texts = checked_texts(texts)
+        texts, text = checked_texts(texts), self.spec.text_tower
         if self.tokenizer is None:
             raise ValueError("this checkpoint came without tokenizer.json: give one to load(..., tokenizer=FILE)")
-        ids = encode(self.tokenizer, texts, self.spec.text.context_length)
+        ids = encode(self.tokenizer, texts, text)
         # Filled up to a power of two, so that a new number of phrases seldom means a new compilation.
         padded = np.concatenate([ids, np.repeat(ids[:1], _power_of_two(len(ids)) - len(ids), axis=0)])
         return encoders.embed_texts(self._text, self.clip_params["text"], padded)[: len(ids)]
@@ -149,12 +150,12 @@ class SpatialClip:
     def encode_image(self, images: Picture | Sequence[Picture], resolution: str = "native") -> Float[Array, "b e"]:
         """Global embeddings of unit length.
 
-        resolution: "native", the checkpoint's own preprocessing (short side to the native size, centre square); "keep",
-        the picture's own size cut down to whole patches, with the position table resized.
+        resolution: "native", the checkpoint's own preprocessing (CLIP: short side to the native size, centre square);
+        or "keep", the picture's own size cut down to whole patches, with the position table resized.
         """
         pictures, vision = _decoded(images), self.spec.vision
         if resolution == "native":
-            views = stacked([native_view(picture, vision.image_size) for picture in pictures], "encode_image")
+            views = stacked([native_view(picture, vision) for picture in pictures], "encode_image")
         elif resolution == "keep":
             sizes = [whole_patches(p.shape[:2], vision.patch_size) for p in pictures]
             views = self._resized(pictures, sizes, "encode_image")
@@ -207,10 +208,13 @@ class SpatialClip:
         return ground(phrase, dense, pixels.shape[:2], self._phrases, generic=self._generic(), threshold=threshold)
 
     def classify(self, images: Picture | Sequence[Picture], texts: Sequence[str]) -> Float[np.ndarray, "b k"]:
-        """Probability of each text for each picture, by the global embedding: the original CLIP's, adapter or not."""
-        scale = float(np.exp(self.clip_params["logit_scale"]))
+        """Probability of each text for each picture, by the global embedding: the original CLIP's, adapter or not.
+
+        Of a SigLIP each by itself (a sigmoid), as it was trained; of others, among the texts (a softmax).
+        """
         embeddings = self.encode_text(checked_phrases(texts))
-        return classify(self.encode_image(images), embeddings, scale)
+        scale, bias = float(np.exp(self.clip_params["logit_scale"])), self.clip_params.get("logit_bias")
+        return classify(self.encode_image(images), embeddings, scale, None if bias is None else float(bias))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A Hugging Face folder for `transformers.CLIPModel.from_pretrained`; beside it the adapter and its twin."""
@@ -257,7 +261,7 @@ def _vision_definition(spec: ClipSpec) -> Any:
 
 
 def _text_definition(spec: ClipSpec) -> Any:
-    return abstract_params(lambda rngs: TextTower(spec.text, spec.embed_dim, rngs=rngs))[0]
+    return abstract_params(lambda rngs: TextTower(spec.text_tower, spec.embed_dim, rngs=rngs))[0]
 
 
 def adapter_definition(adapter: AdapterSpec, clip: ClipSpec) -> Any:

@@ -13,9 +13,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from spatial_clip_jax.convert import tables
-from spatial_clip_jax.convert.config import config_from_spec, preprocessor_from_spec
-from spatial_clip_jax.convert.open_clip_config import open_clip_from_spec
-from spatial_clip_jax.convert.source import OPEN_CLIP_CONFIG
+from spatial_clip_jax.convert.families import registry
+from spatial_clip_jax.convert.families.adapter import ADAPTER
+from spatial_clip_jax.convert.families.native import NATIVE
+from spatial_clip_jax.convert.families.open_clip import OPEN_CLIP, open_clip_from_spec
+from spatial_clip_jax.convert.source import NATIVE_CONFIG, OPEN_CLIP_CONFIG
 from spatial_clip_jax.models.params import Params, flatten_params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, TextSpec
 
@@ -43,21 +45,25 @@ def save_clip(
     metadata: Mapping[str, str] | None = None,
     adapter: SavedAdapter | None = None,
 ) -> None:
-    """Write a folder that `transformers.CLIPModel` and `CLIPProcessor` load with `from_pretrained`.
+    """Write a folder that transformers loads: the class of this architecture (CLIPModel, SiglipModel), its processor.
 
     params: as `split_params(clip)` gives them, on the host or addressable from it. tokenizer_json: a file of
-    the `tokenizers` library, or its bytes; None leaves the tokenizer out, and CLIPProcessor cannot load then.
+    the `tokenizers` library, or its bytes; None leaves the tokenizer out, and the processor cannot load then.
     metadata: kept in the weights' header. adapter: as `save_adapter` writes it; without one, that of an earlier
     save is removed. Everything is written beside the folder first and then moved in: never a half-written file.
 
-    ValueError, before anything is moved, if the folder or a name in it is taken by something else.
+    ValueError, before anything is moved, if the folder or a name in it is taken by something else, or if transformers
+    has no class of this architecture.
     """
+    family = registry.written_as(spec)
+    if family is None:
+        raise ValueError("transformers has no class of this architecture: save it in our own format, or open_clip's.")
     with _staged(folder, ADAPTER_FILES) as staging:
-        _write_json(staging / "config.json", config_from_spec(spec))
-        _write_json(staging / "preprocessor_config.json", preprocessor_from_spec(spec.vision))
+        _write_json(staging / "config.json", family.write(spec))
+        _write_json(staging / "preprocessor_config.json", family.preprocessor(spec.vision))
         if tokenizer_json is not None:
-            _write_tokenizer(staging, tokenizer_json, spec.text)
-        _write_weights(staging / "model.safetensors", params, tables.CLIP_TABLE, metadata or {})
+            _write_tokenizer(staging, tokenizer_json, spec.text_tower)
+        _write_weights(staging / "model.safetensors", params, family.namings[0], metadata or {})
         if adapter is not None:
             _write_adapter(staging, adapter, spec)
 
@@ -67,8 +73,17 @@ def save_open_clip(folder: str | Path, spec: ClipSpec, params: Params, tokenizer
     with _staged(folder) as staging:
         _write_json(staging / OPEN_CLIP_CONFIG, open_clip_from_spec(spec))
         if tokenizer_json is not None:
-            _write_tokenizer(staging, tokenizer_json, spec.text)
-        _write_weights(staging / "open_clip_model.safetensors", params, tables.OPEN_CLIP_TABLE, {})
+            _write_tokenizer(staging, tokenizer_json, spec.text_tower)
+        _write_weights(staging / "open_clip_model.safetensors", params, OPEN_CLIP, {})
+
+
+def save_native(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_json: TokenizerJson | None) -> None:
+    """Write a folder in our own names and layouts: any architecture, read without mapping."""
+    with _staged(folder) as staging:
+        _write_json(staging / NATIVE_CONFIG, dataclasses.asdict(spec))
+        if tokenizer_json is not None:
+            _write_tokenizer(staging, tokenizer_json, spec.text_tower)
+        _write_weights(staging / "model.safetensors", params, NATIVE, {})
 
 
 def save_adapter(folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec) -> None:
@@ -118,7 +133,7 @@ def _write_adapter(folder: Path, adapter: SavedAdapter, clip_spec: ClipSpec) -> 
     }
     _write_json(folder / "adapter.json", description)
     shutil.copyfile(TORCH_TWIN, folder / "modeling_spatial_clip.py")
-    _write_weights(folder / "adapter.safetensors", adapter.params, tables.ADAPTER_TABLE, {})
+    _write_weights(folder / "adapter.safetensors", adapter.params, ADAPTER, {})
     if adapter.settings is not None:
         _write_json(folder / SETTINGS_FILE, adapter.settings)
 
@@ -127,11 +142,11 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_weights(path: Path, params: Params, table: tuple[tables.Rule, ...], metadata: Mapping[str, str]) -> None:
+def _write_weights(path: Path, params: Params, naming: tables.Naming, metadata: Mapping[str, str]) -> None:
     """All leaves in fp32 under PyTorch's names and layouts."""
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for ours, leaf in flatten_params(params).items():
-        mapped = tables.to_theirs(ours, table)
+        mapped = tables.to_theirs(ours, naming.table)
         array = tables.array_to_theirs(np.asarray(leaf, np.float32), mapped.layout)
         stacks.setdefault(mapped.name, {})[mapped.piece] = array
     tensors = {name: _stacked([pieces[i] for i in sorted(pieces)]) for name, pieces in stacks.items()}
@@ -152,6 +167,7 @@ def _write_tokenizer(folder: Path, source: TokenizerJson, text: TextSpec) -> Non
     names = {index: name for name, index in vocabulary.items()}
     names |= {token["id"]: token["content"] for token in content["added_tokens"]}
     special = {"bos_token": text.bos_token_id, "eos_token": text.eos_token_id, "pad_token": text.pad_token_id}
+    special = {role: index for role, index in special.items() if index is not None}
     absent = {role: index for role, index in special.items() if index not in names}
     if absent:
         raise ValueError(f"{name} has no token for {absent}: it is another text tower's.")

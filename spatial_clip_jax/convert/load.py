@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
-from spatial_clip_jax.convert import tables
-from spatial_clip_jax.convert.config import triple
+from spatial_clip_jax.convert.families.adapter import ADAPTER
+from spatial_clip_jax.convert.families.hugging_face import triple
 from spatial_clip_jax.convert.source import Source, existing, find_source, naming, read_json
 from spatial_clip_jax.convert.weights import Place, read_leaves
 from spatial_clip_jax.models.adapter import SpatialAdapter
@@ -76,15 +76,15 @@ def read_adapter(folder: str | Path, clip: ClipSpec | None = None) -> tuple[Adap
             )
         expected = flatten_params(_abstract_adapter(spec, made_for, embed_dim))
     files = existing([file.with_name("adapter.safetensors")], ADAPTER_FILES)
-    return spec, read_leaves(files, expected, tables.ADAPTER_TABLE, lambda _, array: array)
+    return spec, read_leaves(files, expected, ADAPTER, lambda _, array: array)
 
 
 def _read_clip(
     source: Source, place: Place, dtype: DTypeLike = jnp.float32, attention: str = "auto"
 ) -> tuple[Any, Params]:
     definition, params = abstract_params(lambda rngs: Clip(source.spec, rngs=rngs, dtype=dtype, attention=attention))
-    leaves = read_leaves(source.files, flatten_params(params), source.table, place)
-    scale = float(leaves["logit_scale"])
+    leaves = read_leaves(source.files, flatten_params(params), source.naming, place)
+    scale = float(leaves.get("logit_scale", 0.0))
     if scale > MAX_LOGIT_SCALE:
         raise ValueError(
             f"{source.files[0].parent}: logit_scale is {scale:g}, but the logarithm of what multiplies cosines is at "

@@ -1,4 +1,4 @@
-"""What a path holds: a Hugging Face folder, an open_clip folder, or one file of weights in either's names."""
+"""What a path holds: a folder of Hugging Face's, open_clip's or ours, or one file of weights in any known names."""
 
 import contextlib
 import json
@@ -6,13 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spatial_clip_jax.convert import tables
-from spatial_clip_jax.convert.config import Json, spec_from_config, with_preprocessing
+from spatial_clip_jax.convert.families import registry
+from spatial_clip_jax.convert.families.hugging_face import Family, Json, triple, with_preprocessing
+from spatial_clip_jax.convert.families.native import NATIVE
+from spatial_clip_jax.convert.families.open_clip import OPEN_CLIP, spec_from_open_clip
 from spatial_clip_jax.convert.files import SUFFIXES, headers
-from spatial_clip_jax.convert.open_clip_config import spec_from_open_clip
-from spatial_clip_jax.models.spec import GEOMETRIES, ClipSpec
+from spatial_clip_jax.convert.tables import Naming
+from spatial_clip_jax.models.geometries import GEOMETRIES
+from spatial_clip_jax.models.spec import ClipSpec, TextSpec, VisionSpec
 
 CHECKPOINT_FILES = "config.json and model.safetensors (and preprocessor_config.json, tokenizer.json)"
+# In the order in which they are looked for; beside each, the index of its pieces where it was cut.
+HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+NATIVE_CONFIG, NATIVE_FILES = "spatial_clip.json", "spatial_clip.json and model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = (
     "open_clip_model.safetensors",
@@ -20,7 +26,6 @@ OPEN_CLIP_FILES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
-OPEN_CLIP_MARK = "visual."  # how the keys of a vision tower begin in open_clip's and OpenAI's names
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Source:
 
     spec: ClipSpec
     files: list[Path]
-    table: tuple[tables.Rule, ...]
+    naming: Naming
     tokenizer: Path | None
 
 
@@ -41,13 +46,17 @@ def find_source(path: str | Path, spec: ClipSpec | None = None) -> Source:
     path = Path(path)
     if path.is_file():
         return _file(path, spec)
+    if (path / NATIVE_CONFIG).is_file():
+        files = existing([path / "model.safetensors"], NATIVE_FILES)
+        return Source(spec or _native_spec(path), files, NATIVE, _tokenizer(path))
     if (path / OPEN_CLIP_CONFIG).is_file() and not (path / "config.json").is_file():
-        spec, table = spec or _open_clip_spec(path), tables.OPEN_CLIP_TABLE
-        files = _open_clip_files(path)
-    else:
-        spec, table = spec or _hugging_face_spec(path), tables.CLIP_TABLE
-        files = _hugging_face_files(path)
-    return Source(spec, files, table, _tokenizer(path))
+        return Source(spec or _open_clip_spec(path), _open_clip_files(path), OPEN_CLIP, _tokenizer(path))
+    config = read_json(path / "config.json", CHECKPOINT_FILES)
+    with naming(path / "config.json"):
+        family = registry.hugging_face(config)
+    found = spec or _hugging_face_spec(path, family, config)
+    files = _hugging_face_files(path)
+    return Source(found, files, _naming_of(files, family.namings), _tokenizer(path))
 
 
 def read_json(path: Path, wanted: str) -> Json:
@@ -89,9 +98,12 @@ def _file(path: Path, spec: ClipSpec | None) -> Source:
             f"{path} does not say its geometry (heads, activation, preprocessing): give spec=, a ClipSpec or one of "
             f"{', '.join(GEOMETRIES)}; or give a folder with config.json or {OPEN_CLIP_CONFIG}."
         )
-    packed = any(key.startswith(OPEN_CLIP_MARK) for key in headers([path]))
-    table = tables.OPEN_CLIP_TABLE if packed else tables.CLIP_TABLE
-    return Source(spec, [path], table, _tokenizer(path.parent))
+    return Source(spec, [path], _naming_of([path], registry.NAMINGS), _tokenizer(path.parent))
+
+
+def _naming_of(files: list[Path], namings: tuple[Naming, ...]) -> Naming:
+    """Of several namings, the one that knows most of the files' keys."""
+    return namings[0] if len(namings) == 1 else registry.nearest(list(headers(files)), namings)
 
 
 def _tokenizer(folder: Path) -> Path | None:
@@ -105,11 +117,18 @@ def _open_clip_spec(folder: Path) -> ClipSpec:
         return spec_from_open_clip(config)
 
 
-def _hugging_face_spec(folder: Path) -> ClipSpec:
+def _native_spec(folder: Path) -> ClipSpec:
+    config = read_json(folder / NATIVE_CONFIG, NATIVE_FILES)
+    with naming(folder / NATIVE_CONFIG):
+        vision = VisionSpec(**{name: triple(value) for name, value in config["vision"].items()})
+        text = None if config["text"] is None else TextSpec(**config["text"])
+        return ClipSpec(**{**config, "vision": vision, "text": text})
+
+
+def _hugging_face_spec(folder: Path, family: Family, config: Json) -> ClipSpec:
     """Of config.json and the image processor's settings: their own file, or part of another since transformers 5."""
-    config = read_json(folder / "config.json", CHECKPOINT_FILES)
     with naming(folder / "config.json"):
-        spec = spec_from_config(config, {})
+        spec = family.read(config)
     for file in (folder / "preprocessor_config.json", folder / "processor_config.json"):
         if file.is_file():
             settings = read_json(file, CHECKPOINT_FILES)
@@ -120,23 +139,26 @@ def _hugging_face_spec(folder: Path) -> ClipSpec:
 
 
 def _hugging_face_files(folder: Path) -> list[Path]:
-    """model.safetensors or, where only it exists, the pieces that model.safetensors.index.json lists."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file() or not index.is_file():
-        return existing([whole], CHECKPOINT_FILES)
-    pieces = _pieces(index)
-    outside = [piece for piece in pieces if Path(piece).name != piece]
-    if outside:
-        raise ValueError(f"{index} names files outside its folder: {', '.join(outside)}.")
-    return existing([folder / piece for piece in pieces], CHECKPOINT_FILES)
+    """The weights, or the pieces that an index lists; safetensors first."""
+    for name in HUGGING_FACE_FILES:
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file():
+            return [whole]
+        if index.is_file():
+            return _pieces(index)
+    return existing([folder / HUGGING_FACE_FILES[0]], CHECKPOINT_FILES)
 
 
-def _pieces(index: Path) -> list[str]:
-    """The files that an index names."""
+def _pieces(index: Path) -> list[Path]:
+    """The files that an index names; ValueError for one outside its folder."""
     places = read_json(index, CHECKPOINT_FILES).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
         raise ValueError(f"{index} has no weight_map from names of weights to names of files: fetch it again.")
-    return sorted(set(places.values()))
+    names = sorted(set(places.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise ValueError(f"{index} names files outside its folder: {', '.join(outside)}.")
+    return existing([index.with_name(name) for name in names], CHECKPOINT_FILES)
 
 
 def _open_clip_files(folder: Path) -> list[Path]:

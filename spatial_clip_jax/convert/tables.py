@@ -1,6 +1,6 @@
-"""Names and layouts of PyTorch weights: one table a kind of file, read in both directions.
+"""Names and layouts of weights on the other side: the machinery that reads a family's table in both directions.
 
-CLIP_TABLE has the keys of `CLIPModel` in transformers 4 and 5, OPEN_CLIP_TABLE those of OpenAI's and open_clip's ViTs.
+A rule is (our path, their key, layout). What stands in braces in a template is a placeholder of `PLACEHOLDERS`.
 """
 
 import dataclasses
@@ -11,83 +11,64 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Layout = Literal["same", "linear", "conv"]
+Layout = Literal["same", "linear", "conv", "patches", "row", "rows"]
 Rule = tuple[str, str, Layout]  # our path, their key, layout
+Table = tuple[Rule, ...]
+Shape = tuple[int, ...]
 _NAMES = re.compile(r"{(\w+)}")
 
 # What a placeholder may stand for; the same value is filled in on the other side. Where the other side lacks it, their
 # tensor is ours for each of its values in this order, stacked along the first axis of their layout.
-PLACEHOLDERS = {"tower": "vision|text", "i": "[0-9]+", "k": "[12]", "qkvo": "q|k|v|out", "qkv": "q|k|v"}
+PLACEHOLDERS = {
+    "tower": "vision|text",
+    "i": "[0-9]+",
+    "k": "[12]",
+    "qkvo": "q|k|v|out",
+    "qkv": "q|k|v",
+    "gud": "gate|up|down",
+    "path": ".+",
+}
 
-# "linear" is (in, out) here and (out, in) there; "conv" is HWIO here and OIHW there.
-AXES_TO_THEIRS: dict[Layout, tuple[int, ...]] = {"linear": (1, 0), "conv": (3, 2, 0, 1)}
-AXES_TO_OURS: dict[Layout, tuple[int, ...]] = {"linear": (1, 0), "conv": (2, 3, 1, 0)}
+# Our axes in the order of theirs. "linear" is (in, out) here and (out, in) there; "conv" is HWIO here, OIHW there;
+# "patches" is HWIO here and (O, H W I) there; "row" and "rows" have one and two axes of length one before ours.
+AXES_TO_THEIRS: dict[Layout, Shape] = {"linear": (1, 0), "conv": (3, 2, 0, 1), "patches": (3, 0, 1, 2)}
+UNIT_AXES: dict[Layout, Shape] = {"row": (1,), "rows": (1, 1)}
 
 
-def _norm(ours: str, theirs: str) -> tuple[Rule, ...]:
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """How one kind of file calls the weights: what it is called, its table, and the keys that hold none of ours."""
+
+    title: str
+    table: Table
+    ignored: str = "$^"
+
+    def ignores(self, key: str) -> bool:
+        """Whether the key holds a buffer or a part that is not read."""
+        return re.fullmatch(self.ignored, key) is not None
+
+    def known(self, keys: list[str]) -> float:
+        """The share of the keys that the table or the list of ignored ones knows."""
+        return sum(bool(to_ours(key, self.table)) or self.ignores(key) for key in keys) / max(1, len(keys))
+
+
+def norm(ours: str, theirs: str) -> Table:
+    """Rules of a layer norm."""
     return (f"{ours}/scale", f"{theirs}.weight", "same"), (f"{ours}/bias", f"{theirs}.bias", "same")
 
 
-def _linear(ours: str, theirs: str) -> tuple[Rule, ...]:
+def linear(ours: str, theirs: str) -> Table:
+    """Rules of a linear layer."""
     return (f"{ours}/kernel", f"{theirs}.weight", "linear"), (f"{ours}/bias", f"{theirs}.bias", "same")
 
 
-def _block(ours: str, theirs: str) -> tuple[Rule, ...]:
+def packed_attention(ours: str, theirs: str) -> Table:
+    """Rules of torch.nn.MultiheadAttention, which keeps queries, keys and values in one tensor."""
     return (
-        *_norm(f"{ours}/norm{{k}}", f"{theirs}.layer_norm{{k}}"),
-        *_linear(f"{ours}/attention/{{qkvo}}", f"{theirs}.self_attn.{{qkvo}}_proj"),
-        *_linear(f"{ours}/mlp/fc{{k}}", f"{theirs}.mlp.fc{{k}}"),
+        (f"{ours}/{{qkv}}/kernel", f"{theirs}.in_proj_weight", "linear"),
+        (f"{ours}/{{qkv}}/bias", f"{theirs}.in_proj_bias", "same"),
+        *linear(f"{ours}/out", f"{theirs}.out_proj"),
     )
-
-
-def _packed_block(ours: str, theirs: str) -> tuple[Rule, ...]:
-    """OpenAI's residual block, whose attention keeps queries, keys and values in one tensor."""
-    return (
-        *_norm(f"{ours}/norm{{k}}", f"{theirs}.ln_{{k}}"),
-        (f"{ours}/attention/{{qkv}}/kernel", f"{theirs}.attn.in_proj_weight", "linear"),
-        (f"{ours}/attention/{{qkv}}/bias", f"{theirs}.attn.in_proj_bias", "same"),
-        *_linear(f"{ours}/attention/out", f"{theirs}.attn.out_proj"),
-        *_linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.c_fc"),
-        *_linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.c_proj"),
-    )
-
-
-CLIP_TABLE: tuple[Rule, ...] = (
-    ("logit_scale", "logit_scale", "same"),
-    ("vision/class_embedding", "vision_model.embeddings.class_embedding", "same"),
-    ("vision/patch_embedding/kernel", "vision_model.embeddings.patch_embedding.weight", "conv"),
-    ("text/token_embedding", "text_model.embeddings.token_embedding.weight", "same"),
-    ("{tower}/position_embedding", "{tower}_model.embeddings.position_embedding.weight", "same"),
-    *_norm("vision/pre_norm", "vision_model.pre_layrnorm"),
-    *_block("{tower}/blocks/{i}", "{tower}_model.encoder.layers.{i}"),
-    *_norm("vision/post_norm", "vision_model.post_layernorm"),
-    *_norm("text/final_norm", "text_model.final_layer_norm"),
-    ("vision/projection/kernel", "visual_projection.weight", "linear"),
-    ("text/projection/kernel", "text_projection.weight", "linear"),
-)
-
-OPEN_CLIP_TABLE: tuple[Rule, ...] = (
-    ("logit_scale", "logit_scale", "same"),
-    ("vision/class_embedding", "visual.class_embedding", "same"),
-    ("vision/patch_embedding/kernel", "visual.conv1.weight", "conv"),
-    ("vision/position_embedding", "visual.positional_embedding", "same"),
-    *_norm("vision/pre_norm", "visual.ln_pre"),
-    *_packed_block("vision/blocks/{i}", "visual.transformer.resblocks.{i}"),
-    *_norm("vision/post_norm", "visual.ln_post"),
-    ("vision/projection/kernel", "visual.proj", "same"),
-    ("text/token_embedding", "token_embedding.weight", "same"),
-    ("text/position_embedding", "positional_embedding", "same"),
-    *_packed_block("text/blocks/{i}", "transformer.resblocks.{i}"),
-    *_norm("text/final_norm", "ln_final"),
-    ("text/projection/kernel", "text_projection", "same"),
-)
-
-ADAPTER_TABLE: tuple[Rule, ...] = (*_block("blocks/{i}", "layers.{i}"), *_norm("post_norm", "post_layernorm"))
-
-# Buffers that old transformers versions, OpenAI and open_clip save; they hold no weights.
-IGNORED_KEYS = re.compile(
-    r"(vision|text)_model\.embeddings\.position_ids|attn_mask|input_resolution|context_length|vocab_size"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +81,8 @@ class Mapped:
     pieces: int = 1
 
 
-def to_theirs(path: str, table: tuple[Rule, ...]) -> Mapped:
-    """PyTorch key of our leaf `path`; ValueError when the table does not know it."""
+def to_theirs(path: str, table: Table) -> Mapped:
+    """Their key of our leaf `path`; ValueError when the table does not know it."""
     for ours, theirs, layout in table:
         match = _pattern(ours).fullmatch(path)
         if match:
@@ -109,11 +90,11 @@ def to_theirs(path: str, table: tuple[Rule, ...]) -> Mapped:
             options = PLACEHOLDERS[stacked].split("|") if stacked else [""]
             return Mapped(name, layout, options.index(match[stacked]) if stacked else 0, len(options))
     known = ", ".join(ours for ours, _, _ in table)
-    raise ValueError(f"The parameter {path!r} has no PyTorch name; those that have: {known}.")
+    raise ValueError(f"The parameter {path!r} has no name there; those that have: {known}.")
 
 
-def to_ours(key: str, table: tuple[Rule, ...]) -> tuple[Mapped, ...]:
-    """Our paths of the PyTorch key `key`, several where it stacks them; none when the table does not know it."""
+def to_ours(key: str, table: Table) -> tuple[Mapped, ...]:
+    """Our paths of their key `key`, several where it stacks them; none when the table does not know it."""
     for ours, theirs, layout in table:
         match = _pattern(theirs).fullmatch(key)
         if match:
@@ -125,18 +106,24 @@ def to_ours(key: str, table: tuple[Rule, ...]) -> tuple[Mapped, ...]:
 
 
 def array_to_theirs(array: NDArray, layout: Layout) -> NDArray:
-    """Our array in PyTorch's layout, contiguous."""
-    return np.asarray(array.transpose(AXES_TO_THEIRS.get(layout, range(array.ndim))), order="C")
+    """Our array in their layout, contiguous."""
+    turned = array.transpose(AXES_TO_THEIRS.get(layout, range(array.ndim)))
+    return np.asarray(turned, order="C").reshape(shape_to_theirs(array.shape, layout))
 
 
-def array_to_ours(array: NDArray, layout: Layout) -> NDArray:
-    """PyTorch's array in our layout, contiguous."""
-    return np.asarray(array.transpose(AXES_TO_OURS.get(layout, range(array.ndim))), order="C")
+def array_to_ours(array: NDArray, layout: Layout, shape: Shape) -> NDArray:
+    """Their array in our layout, contiguous; `shape` is what it has here."""
+    axes = AXES_TO_THEIRS.get(layout, tuple(range(len(shape))))
+    turned = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+    return np.asarray(turned, order="C")
 
 
-def shape_to_theirs(shape: tuple[int, ...], layout: Layout, pieces: int = 1) -> tuple[int, ...]:
-    """PyTorch's shape of the tensor that stacks `pieces` arrays whose shape is `shape` here."""
+def shape_to_theirs(shape: Shape, layout: Layout, pieces: int = 1) -> Shape:
+    """Their shape of the tensor that stacks `pieces` arrays whose shape is `shape` here."""
     axes = tuple(shape[axis] for axis in AXES_TO_THEIRS.get(layout, range(len(shape))))
+    if layout == "patches":
+        axes = (axes[0], axes[1] * axes[2] * axes[3])
+    axes = (*UNIT_AXES.get(layout, ()), *axes)
     return axes if pieces == 1 else (pieces * axes[0], *axes[1:])
 
 

@@ -21,7 +21,7 @@ Place = Callable[[str, np.ndarray], Any]
 Expected = dict[str, jax.ShapeDtypeStruct]
 
 
-def read_leaves(files: list[Path], expected: Expected, table: tuple[tables.Rule, ...], place: Place) -> Params:
+def read_leaves(files: list[Path], expected: Expected, naming: tables.Naming, place: Place) -> Params:
     """Nested params with one leaf `place(path, fp32 array)` for every path of `expected`, read one by one.
 
     ValueError that counts every missing, unexpected, misshapen, non-float or non-finite weight, and lists the first.
@@ -30,16 +30,18 @@ def read_leaves(files: list[Path], expected: Expected, table: tuple[tables.Rule,
     faults: list[str] = []
     unexpected: list[str] = []
     for tensor in tensors(files):
-        pieces = tables.to_ours(tensor.key, table)
-        if tables.IGNORED_KEYS.fullmatch(tensor.key):
+        pieces = tables.to_ours(tensor.key, naming.table)
+        if naming.ignores(tensor.key):
             continue
         if not pieces or any(piece.name not in expected for piece in pieces):
             unexpected.append(tensor.key)
             continue
         array, fault = _read(tensor, expected[pieces[0].name].shape, pieces[0])
         faults += [fault] if fault else []
-        leaves |= {name: None if leaf is None else place(name, leaf) for name, leaf in _unstacked(array, pieces)}
-    missing = list(dict.fromkeys(tables.to_theirs(path, table).name for path in expected if path not in leaves))
+        leaves |= {
+            name: None if leaf is None else place(name, leaf) for name, leaf in _unstacked(array, pieces, expected)
+        }
+    missing = list(dict.fromkeys(tables.to_theirs(path, naming.table).name for path in expected if path not in leaves))
     faults += [f"{key}: missing" for key in missing] + _unexpected_faults(unexpected, missing)
     if faults:
         names = ", ".join(str(file) for file in files)
@@ -60,12 +62,17 @@ def _read(tensor: Tensor, shape: tuple[int, ...], mapped: tables.Mapped) -> tupl
     return (None, f"{tensor.key}: {bad} of {array.size} values are NaN or infinite") if bad else (array, None)
 
 
-def _unstacked(array: np.ndarray | None, pieces: tuple[tables.Mapped, ...]) -> list[tuple[str, np.ndarray | None]]:
+def _unstacked(
+    array: np.ndarray | None, pieces: tuple[tables.Mapped, ...], expected: Expected
+) -> list[tuple[str, np.ndarray | None]]:
     """(our path, array in our layout) of each piece; None for each piece of a tensor that could not be used."""
     if array is None:
         return [(piece.name, None) for piece in pieces]
     parts = np.split(array, len(pieces)) if len(pieces) > 1 else [array]
-    return [(piece.name, tables.array_to_ours(part, piece.layout)) for piece, part in zip(pieces, parts, strict=True)]
+    return [
+        (piece.name, tables.array_to_ours(part, piece.layout, expected[piece.name].shape))
+        for piece, part in zip(pieces, parts, strict=True)
+    ]
 
 
 def _unexpected_faults(unexpected: list[str], missing: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
-"""Pictures to a tower's input size, on the host, with Pillow's bicubic filter (as CLIP's own preprocessing)."""
+"""Pictures to a tower's input size, on the host, with Pillow's filters (as the checkpoints' own preprocessing)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,8 +8,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from spatial_clip_jax.data.decode import MAX_PIXELS
+from spatial_clip_jax.models.spec import VisionSpec
 
 Picture = UInt8[np.ndarray, "H W 3"]
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 # Attention keeps heads x tokens x tokens fp32 numbers: 1.3 GB a picture at this many in the bundled tower, which has 5
 # heads (4.7 GB at its peak, measured, since several such arrays live at once), and 4.3 GB with the 16 of a ViT-L. It is
@@ -41,7 +44,7 @@ def affordable(size: tuple[int, int], patch: int) -> tuple[int, int]:
     return size
 
 
-def resized(picture: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+def resized(picture: Picture, size: tuple[int, int], interpolation: str = "bicubic") -> UInt8[np.ndarray, "h w 3"]:
     """The picture stretched to `size` (height, width); itself when it already fits. ValueError beyond MAX_PIXELS."""
     if picture.shape[:2] == tuple(size):
         return picture
@@ -51,15 +54,44 @@ def resized(picture: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3
             f"a picture of {given} pixels (height x width) would become {size[0]} x {size[1]}, more than "
             f"{MAX_PIXELS} in all: crop or resize it first"
         )
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), FILTERS[interpolation]))
 
 
-def native_view(picture: Picture, side: int) -> UInt8[np.ndarray, "{side} {side} 3"]:
+def native_view(picture: Picture, spec: VisionSpec) -> UInt8[np.ndarray, "h w 3"]:
+    """What the checkpoint's own preprocessing makes of the picture, before normalising."""
+    side = spec.image_size
+    if spec.native_view == "crop":
+        return _centre_square(picture, side, spec.interpolation)
+    size = (side, side)
+    if spec.native_view == "patches":
+        size = patches_size(picture.shape[:2], spec.patch_size, spec.native_grid[0] * spec.native_grid[1])
+    return resized(picture, size, spec.interpolation)
+
+
+def patches_size(size: tuple[int, int], patch: int, most: int) -> tuple[int, int]:
+    """The largest size in whole patches of the aspect of `size` that has at most `most` patches, as NaFlex takes it.
+
+    Sides are rounded up to whole patches; the scale is found by bisection to 1e-5, as in SigLIP 2's own processor.
+    """
+
+    def at(scale: float) -> tuple[int, int]:
+        height, width = (max(1, math.ceil(length * scale / patch)) * patch for length in size)
+        return height, width
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        height, width = at(middle)
+        low, high = (middle, high) if (height // patch) * (width // patch) <= most else (low, middle)
+    return at(low)
+
+
+def _centre_square(picture: Picture, side: int, interpolation: str) -> UInt8[np.ndarray, "h w 3"]:
     """CLIP's own view: short side to `side` (the long one truncated to whole pixels), then the centre square."""
     height, width = picture.shape[:2]
     factor = side / min(height, width)
     size = (side, int(width * factor)) if height <= width else (int(height * factor), side)
-    view = resized(picture, size)
+    view = resized(picture, size, interpolation)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     return view[top : top + side, left : left + side]
 

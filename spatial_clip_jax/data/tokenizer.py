@@ -1,6 +1,7 @@
 """CLIP's byte-level BPE: reading a `tokenizer.json`, and making a small one from captions."""
 
 import json
+import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from spatial_clip_jax.models.spec import TextSpec
 
 BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
+# What tokenizers call the first and the last token of a text: CLIP's, sentence pieces' and Gemma's.
+STARTS, ENDS = (BOS, "<s>", "<bos>", "[CLS]"), (EOS, "</s>", "<eos>", "[SEP]")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # The splitting pattern of OpenAI's CLIP: contractions, letters, single digits, anything else.
 WORDS = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 
@@ -31,13 +35,14 @@ def check_tokenizer(tokenizer: Tokenizer, text: TextSpec, name: str) -> None:
     A tower that looks for another end token, or ids beyond its table, would give every text the same embedding.
     """
     vocabulary = tokenizer.get_vocab()
-    found = {token: vocabulary.get(token) for token in (BOS, EOS)}
-    expected = {BOS: text.bos_token_id, EOS: text.eos_token_id}
-    if found != expected:
-        raise ValueError(
-            f"{name} has the ids {found}, but the text tower's bos_token_id and eos_token_id are {expected}: "
-            "give the tokenizer and the config of one model."
-        )
+    special = {"bos_token_id": (STARTS, text.bos_token_id), "eos_token_id": (ENDS, text.eos_token_id)}
+    wrong = [
+        f"{role} {index} is {tokenizer.id_to_token(index)!r} there, not one of {', '.join(names)}"
+        for role, (names, index) in special.items()
+        if index is not None and tokenizer.id_to_token(index) not in names
+    ]
+    if wrong:
+        raise ValueError(f"{name} is not this text tower's: {'; '.join(wrong)}. Give the tokenizer of the same model.")
     if max(vocabulary.values()) >= text.vocab_size:
         raise ValueError(
             f"{name} has ids up to {max(vocabulary.values())}, but the text tower's vocab_size is {text.vocab_size}: "
@@ -45,15 +50,27 @@ def check_tokenizer(tokenizer: Tokenizer, text: TextSpec, name: str) -> None:
         )
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], context_length: int) -> Int[np.ndarray, "k t"]:
-    """Token ids (k, context_length), int32: BOS, text, EOS, then EOS as padding; long texts keep their EOS."""
-    vocabulary = tokenizer.get_vocab()
-    bos, eos = vocabulary[BOS], vocabulary[EOS]
-    ids = np.full((len(texts), context_length), eos, np.int32)
-    for row, encoding in zip(ids, tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True):
-        words = encoding.ids[: context_length - 2]
-        row[: len(words) + 1] = [bos, *words]
+def encode(tokenizer: Tokenizer, texts: Sequence[str], spec: TextSpec) -> Int[np.ndarray, "k t"]:
+    """Token ids (k, context_length), int32: the start token if there is one, text, end token, padding.
+
+    Long texts are cut and keep their end token.
+    """
+    start = [] if spec.bos_token_id is None else [spec.bos_token_id]
+    room = spec.context_length - len(start) - 1
+    ids = np.full((len(texts), spec.context_length), spec.pad_token_id, np.int32)
+    cleaned = [cleaned_text(text, spec.cleaning) for text in texts]
+    for row, encoding in zip(ids, tokenizer.encode_batch(cleaned, add_special_tokens=False), strict=True):
+        words = [*start, *encoding.ids[:room], spec.eos_token_id]
+        row[: len(words)] = words
     return ids
+
+
+def cleaned_text(text: str, cleaning: str) -> str:
+    """The text as its tower was trained on it: as it is, in lower case, or without ASCII punctuation too (SigLIP)."""
+    if cleaning == "none":
+        return text
+    lowered = text.lower()
+    return lowered if cleaning == "lower" else " ".join(lowered.translate(_NO_PUNCTUATION).split())
 
 
 def train_tokenizer(texts: Iterable[str], merges: int) -> Tokenizer:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from spatial_clip_jax.models.layers import Block
+from spatial_clip_jax.models.blocks import Block
 from spatial_clip_jax.models.params import Params, join_params, split_params
 from spatial_clip_jax.models.readout import last_block, unit_map
 from spatial_clip_jax.models.spec import AdapterSpec
@@ -36,7 +36,7 @@ class SpatialAdapter(nnx.Module):
         if spec.blocks > len(tower.blocks):
             raise ValueError(f"{spec.blocks} blocks to copy, but the tower has {len(tower.blocks)}.")
         self.blocks = nnx.List([_copy(block) for block in tower.blocks[-spec.blocks :]])
-        self.post_norm = _copy(tower.post_norm)
+        self.post_norm = None if tower.post_norm is None else _copy(tower.post_norm)
 
     def __call__(self, tower: VisionTower, output: VisionOutput) -> Float[Array, "b h w e"]:
         """Dense map of unit vectors (fp32) in text space, from the tower's intermediates."""
@@ -47,16 +47,16 @@ class SpatialAdapter(nnx.Module):
         """Patches in text space of the copied branch, not normalised."""
         tokens = output.hidden[len(tower.blocks) - self.spec.blocks]
         for block in self.blocks[:-1]:
-            tokens = block(tokens)
+            tokens = block(tokens, output.grid)
         tokens = last_block(self.spec.readout)(self.blocks[-1], tokens, output.grid)
-        return tower.projection(self.post_norm(tokens[:, 1:]))
+        return tower.to_text_space(tower.patches(tokens), self.post_norm)
 
     def appended(self, tower: VisionTower, output: VisionOutput) -> Float[Array, "b n e"]:
         """Patches in text space behind the appended blocks, not normalised."""
         tokens = last_block(self.spec.readout)(tower.blocks[-1], output.hidden[-2], output.grid)
         for block in self.blocks:
-            tokens = block(tokens)
-        return tower.to_text_space(tokens[:, 1:])
+            tokens = block(tokens, output.grid)
+        return tower.to_text_space(tower.patches(tokens), tower.post_norm)
 
 
 def merge(tower: VisionTower, adapter: SpatialAdapter, alpha: float) -> Params:
@@ -73,8 +73,8 @@ def merge(tower: VisionTower, adapter: SpatialAdapter, alpha: float) -> Params:
     blend = functools.partial(jax.tree.map, lambda theirs, ours: alpha * ours + (1 - alpha) * theirs)
     blocks = {str(first + int(index)): block for index, block in trained["blocks"].items()}
     blocks = {index: blend(params["blocks"][index], block) for index, block in blocks.items()}
-    post_norm = blend(params["post_norm"], trained["post_norm"])
-    return {**params, "blocks": {**params["blocks"], **blocks}, "post_norm": post_norm}
+    norms = {name: blend(params[name], trained[name]) for name in ("post_norm",) if name in params}
+    return {**params, "blocks": {**params["blocks"], **blocks}, **norms}
 
 
 def _copy(module: Module) -> Module:
@@ -85,6 +85,6 @@ def _copy(module: Module) -> Module:
 
 def _identity(block: Block) -> Block:
     """The block with zeroed residual branches, so that it returns its input."""
-    for linear in (block.attention.out, block.mlp.fc2):
+    for linear in (block.attention.out, block.mlp.last):
         linear.kernel[...] = jnp.zeros_like(linear.kernel[...])
     return block

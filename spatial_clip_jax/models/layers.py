@@ -1,4 +1,4 @@
-"""The parts every tower is made of: attention, MLP, layer norm, the pre-norm block, position-table resize."""
+"""The smallest parts of every tower: attention among tokens, activations, linear layers, layer norm."""
 
 import functools
 import logging
@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
-
-from spatial_clip_jax.models.spec import TextSpec, VisionSpec
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +58,10 @@ def attention(
 
 
 def activate(x: Float[Array, "*n"], activation: str) -> Float[Array, "*n"]:
-    """QuickGELU, x sigmoid(1.702 x), as in OpenAI's weights; or the exact (erf) GELU, as in LAION's."""
+    """QuickGELU, x sigmoid(1.702 x), as in OpenAI's weights; the exact (erf) GELU, as in LAION's; or its tanh form."""
     if activation == "quick_gelu":
         return x * jax.nn.sigmoid(1.702 * x)
-    return jax.nn.gelu(x, approximate=False)
+    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 
 class Linear(nnx.Module):
@@ -105,99 +103,6 @@ class LayerNorm(nnx.Module):
         return (normal * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
-class Mlp(nnx.Module):
-    """Two linear layers with the activation between them."""
-
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        layers: int,
-        activation: str,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-    ):
-        self.fc1 = Linear(width, hidden, (2 * width) ** -0.5, rngs=rngs, dtype=dtype)
-        self.fc2 = Linear(hidden, width, (2 * layers * width) ** -0.5, rngs=rngs, dtype=dtype)
-        self.activation = activation
-
-    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        return self.fc2(activate(self.fc1(x), self.activation))
-
-
-class SelfAttention(nnx.Module):
-    """Multi-head self-attention in pieces, so that read-outs can recombine queries, keys and values."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        layers: int,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        impl: str = "auto",
-    ):
-        std = width**-0.5
-        self.q, self.k, self.v = (Linear(width, width, std, rngs=rngs, dtype=dtype) for _ in range(3))
-        self.out = Linear(width, width, std * (2 * layers) ** -0.5, rngs=rngs, dtype=dtype)
-        self.heads, self.impl = heads, impl
-
-    def queries(self, y: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
-        """Queries of the normalised tokens `y`, split into heads."""
-        return self._split(self.q(y))
-
-    def keys(self, y: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
-        """Keys of the normalised tokens `y`, split into heads."""
-        return self._split(self.k(y))
-
-    def values(self, y: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
-        """Values of the normalised tokens `y`, split into heads."""
-        return self._split(self.v(y))
-
-    def output(self, mixed: Float[Array, "b t h c"]) -> Float[Array, "b t d"]:
-        """Output projection of the heads' mixed values."""
-        return self.out(mixed.reshape(*mixed.shape[:2], -1))
-
-    def __call__(self, y: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "b t d"]:
-        """Ordinary attention among the normalised tokens `y`; `mask` is True where a query may look."""
-        mixed = attention(self.queries(y), self.keys(y), self.values(y), impl=self.impl, mask=mask)
-        return self.output(mixed)
-
-    def _split(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h c"]:
-        return x.reshape(*x.shape[:2], self.heads, -1)
-
-
-class Block(nnx.Module):
-    """Pre-norm transformer block of a tower's geometry: x + attention(norm1(x)), then + mlp(norm2(.)).
-
-    The depth of the whole tower, `spec.layers`, sets the initial scale of the residual branches.
-    """
-
-    def __init__(
-        self,
-        spec: VisionSpec | TextSpec,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        impl: str = "auto",
-    ):
-        width, layers = spec.width, spec.layers
-        self.norm1 = LayerNorm(width, spec.norm_eps, dtype=dtype)
-        self.attention = SelfAttention(width, spec.heads, layers, rngs=rngs, dtype=dtype, impl=impl)
-        self.norm2 = LayerNorm(width, spec.norm_eps, dtype=dtype)
-        self.mlp = Mlp(width, spec.mlp_width, layers, spec.activation, rngs=rngs, dtype=dtype)
-
-    def __call__(self, x: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "b t d"]:
-        """The block's output; `mask` is True where a query may look."""
-        return self.feed_forward(x + self.attention(self.norm1(x), mask))
-
-    def feed_forward(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """The block's second half with its residual: x + mlp(norm2(x))."""
-        return x + self.mlp(self.norm2(x))
-
-
 def matmul(x: Float[Array, "*n d"], kernel: Float[Array, "d e"]) -> Float[Array, "*n e"]:
     """x kernel over the last axis. Leading axes are merged: XLA's gradient is twice as fast so on a CPU."""
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
@@ -206,18 +111,3 @@ def matmul(x: Float[Array, "*n d"], kernel: Float[Array, "d e"]) -> Float[Array,
 def normal_param(shape: tuple[int, ...], std: float, *, rngs: nnx.Rngs) -> nnx.Param:
     """A parameter drawn from a normal distribution of deviation `std`."""
     return nnx.Param(std * jax.random.normal(rngs.params(), shape))
-
-
-def resize_position_table(table: Float[Array, "t d"], grid: tuple[int, int], method: str) -> Float[Array, "s d"]:
-    """Position table (CLS row first, then a square grid) resized to `grid` = (rows, columns), in fp32.
-
-    "huggingface": bicubic without antialias, as `interpolate_pos_encoding`; "open_clip": bicubic with
-    antialias, as `resize_pos_embed`. A table that already fits is returned as it is.
-    """
-    side = math.isqrt(table.shape[0] - 1)
-    if (side, side) == grid:
-        return table
-    patches = table[1:].astype(jnp.float32).reshape(side, side, -1)
-    kernel = jax.image.ResizeMethod.CUBIC_PYTORCH if method == "huggingface" else jax.image.ResizeMethod.CUBIC
-    resized = jax.image.resize(patches, (*grid, table.shape[1]), kernel, antialias=method == "open_clip")
-    return jnp.concatenate([table[:1], resized.reshape(-1, table.shape[1])])

@@ -2,7 +2,8 @@
 
 Only the last block changes; the blocks before it run as they always do. Notation: h is the last block's
 input, y = norm1(h), and q, k, v are its projections per head. Every function takes (block, h, grid) and
-returns tokens (b, 1+n, d), CLS first, which then go through the tower's post-norm and projection.
+returns as many tokens, which then go through the tower's post-norm and head. Where the tower has rotary
+positions, q and k are turned by them, as the block itself does.
 """
 
 import functools
@@ -11,10 +12,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spatial_clip_jax.models.layers import Block, attention
+from spatial_clip_jax.models.blocks import Block
+from spatial_clip_jax.models.layers import attention
+from spatial_clip_jax.models.positions import Grid
 from spatial_clip_jax.models.vision import VisionOutput, VisionTower
 
-Grid = tuple[int, int]
 LastBlock = Callable[[Block, Float[Array, "b t d"], Grid], Float[Array, "b t d"]]
 
 NACLIP_SIGMA = 5.0  # patches; Hajimiri et al. 2025
@@ -23,7 +25,7 @@ MIN_LENGTH = 1e-12  # keeps the gradient of a zero vector's length finite
 
 def plain(block: Block, hidden: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b t d"]:
     """The block as it was trained."""
-    return block(hidden)
+    return block(hidden, grid)
 
 
 def value(block: Block, hidden: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b t d"]:
@@ -33,33 +35,33 @@ def value(block: Block, hidden: Float[Array, "b t d"], grid: Grid) -> Float[Arra
 
 def maskclip(block: Block, hidden: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b t d"]:
     """Identity attention alone, without residual and MLP (MaskCLIP, Zhou et al. 2022)."""
-    return block.attention.output(block.attention.values(block.norm1(hidden)))
+    return block.attended(block.attention.values(block.norm1(hidden)))
 
 
 def sclip(block: Block, hidden: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b t d"]:
     """(softmax(q q^T) + softmax(k k^T)) v, the sum; residual and MLP kept (SCLIP, Wang et al. 2024)."""
-    q, k, v = _heads(block, hidden)
-    return block.feed_forward(hidden + block.attention.output(_attend(block, q, v) + _attend(block, k, v)))
+    q, k, v = _heads(block, hidden, grid)
+    return block.feed_forward(hidden + block.attended(_attend(block, q, v) + _attend(block, k, v)))
 
 
 def clearclip(block: Block, hidden: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b t d"]:
     """softmax(q q^T) v alone, without residual and MLP (ClearCLIP, Lan et al. 2024)."""
-    q, _, v = _heads(block, hidden)
-    return block.attention.output(_attend(block, q, v))
+    q, _, v = _heads(block, hidden, grid)
+    return block.attended(_attend(block, q, v))
 
 
 def naclip(block: Block, hidden: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b t d"]:
     """softmax(k k^T + Gaussian of the patches' distance) v alone (NACLIP, Hajimiri et al. 2025)."""
-    _, k, v = _heads(block, hidden)
-    return block.attention.output(_attend(block, k, v, neighbour_bias(grid)))
+    _, k, v = _heads(block, hidden, grid)
+    return block.attended(_attend(block, k, v, neighbour_bias(grid, hidden.shape[1] - grid[0] * grid[1])))
 
 
-def neighbour_bias(grid: Grid, sigma: float = NACLIP_SIGMA) -> Float[Array, "t t"]:
-    """exp(-distance^2 / (2 sigma^2)) between patches, in patches; zero in the row and column of CLS."""
+def neighbour_bias(grid: Grid, prefix: int = 1, sigma: float = NACLIP_SIGMA) -> Float[Array, "t t"]:
+    """exp(-distance^2 / (2 sigma^2)) between patches, in patches; zero for the `prefix` tokens before them."""
     rows, columns = jnp.meshgrid(jnp.arange(grid[0]), jnp.arange(grid[1]), indexing="ij")
     places = jnp.stack([rows.ravel(), columns.ravel()], axis=-1).astype(jnp.float32)
     squared = jnp.square(places[:, None] - places[None]).sum(-1)
-    return jnp.pad(jnp.exp(-squared / (2 * sigma**2)), ((1, 0), (1, 0)))
+    return jnp.pad(jnp.exp(-squared / (2 * sigma**2)), ((prefix, 0), (prefix, 0)))
 
 
 LAST_BLOCKS: dict[str, LastBlock] = {
@@ -76,7 +78,7 @@ def last_block(name: str) -> LastBlock:
 
 def read(last: LastBlock, tower: VisionTower, hidden: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b n e"]:
     """Patches in text space, not normalised, from the last block's input."""
-    return tower.to_text_space(last(tower.blocks[-1], hidden, grid)[:, 1:])
+    return tower.to_text_space(tower.patches(last(tower.blocks[-1], hidden, grid)), tower.post_norm)
 
 
 READOUTS: dict[str, Callable[[VisionTower, Float[Array, "b t d"], Grid], Float[Array, "b n e"]]] = {
@@ -96,9 +98,9 @@ def unit_map(patches: Float[Array, "b n e"], grid: Grid) -> Float[Array, "b h w 
     return (patches / length).reshape(len(patches), *grid, -1)
 
 
-def _heads(block: Block, hidden: Float[Array, "b t d"]) -> tuple[Float[Array, "b t h c"], ...]:
+def _heads(block: Block, hidden: Float[Array, "b t d"], grid: Grid) -> tuple[Float[Array, "b t h c"], ...]:
     y = block.norm1(hidden)
-    return block.attention.queries(y), block.attention.keys(y), block.attention.values(y)
+    return block.attention.queries(y, grid), block.attention.keys(y, grid), block.attention.values(y)
 
 
 def _attend(

@@ -1,16 +1,20 @@
-"""The text tower: a causal transformer, read at the first end-of-text token."""
+"""The text tower: a transformer over tokens, read at one of them or at their mean."""
+
+import math
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from spatial_clip_jax.models.layers import Block, LayerNorm, Linear, normal_param
+from spatial_clip_jax.models.blocks import Block
+from spatial_clip_jax.models.heads import new_projection
+from spatial_clip_jax.models.layers import LayerNorm, normal_param
 from spatial_clip_jax.models.spec import TextSpec
 
 
 class TextTower(nnx.Module):
-    """CLIP's text transformer: token and position embedding, causal blocks, final norm, projection.
+    """Token and position embedding, blocks, final norm, projection; `spec` says how it is masked and read.
 
     Parameters are fp32; blocks compute in `dtype`, norms and softmax in fp32.
     """
@@ -26,24 +30,47 @@ class TextTower(nnx.Module):
     ):
         self.spec, self.dtype = spec, dtype
         self.token_embedding = normal_param((spec.vocab_size, spec.width), 0.02, rngs=rngs)
-        self.position_embedding = normal_param((spec.context_length, spec.width), 0.01, rngs=rngs)
-        self.blocks = nnx.List([Block(spec, rngs=rngs, dtype=dtype, impl=attention) for _ in range(spec.layers)])
+        learned = spec.position == "learned"
+        self.position_embedding = normal_param((spec.context_length, spec.width), 0.01, rngs=rngs) if learned else None
+        self.blocks = nnx.List([Block(spec.block, rngs=rngs, dtype=dtype, impl=attention) for _ in range(spec.layers)])
         self.final_norm = LayerNorm(spec.width, spec.norm_eps, dtype=dtype)
-        self.projection = Linear(spec.width, embed_dim, spec.width**-0.5, rngs=rngs, bias=False, dtype=dtype)
+        self.projection = new_projection(spec.width, embed_dim, spec.projection, rngs=rngs, dtype=dtype)
 
     def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
         """Embedding of each row of token ids, not normalised, fp32; t is at most the context length.
 
-        Read at the first end-of-text token: what follows it (padding) has no influence.
+        Read at the first end-of-text token, what follows it (padding) has no influence; read at the last token, rows
+        must be padded to the context length, as the tower was trained.
         """
         length = ids.shape[1]
         if length > self.spec.context_length:
             limit = self.spec.context_length
             raise ValueError(f"{length} tokens given, but the context holds {limit}: truncate the ids.")
-        x = (self.token_embedding[...][ids] + self.position_embedding[...][:length]).astype(self.dtype)
-        mask = jnp.tril(jnp.ones((length, length), bool))
+        x = self.embed(ids).astype(self.dtype)
+        mask = jnp.tril(jnp.ones((length, length), bool)) if self.spec.causal else None
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, mask=mask)
+        pooled = self.final_norm(self.pooled(x, ids))
+        return (pooled if self.projection is None else self.projection(pooled)).astype(jnp.float32)
+
+    def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Tokens for the first block."""
+        tokens = self.token_embedding[...][ids]
+        if self.position_embedding is not None:
+            return tokens + self.position_embedding[...][: ids.shape[1]]
+        return tokens * math.sqrt(self.spec.width) + sinusoids(ids.shape[1], self.spec.width)
+
+    def pooled(self, x: Float[Array, "b t d"], ids: Int[Array, "b t"]) -> Float[Array, "b d"]:
+        """The token that is read, before the final norm."""
+        if self.spec.pool == "last":
+            return x[:, -1]
         first_eos = jnp.argmax(ids == self.spec.eos_token_id, axis=-1)
-        pooled = jnp.take_along_axis(x, first_eos[:, None, None], axis=1)[:, 0]
-        return self.projection(self.final_norm(pooled)).astype(jnp.float32)
+        return jnp.take_along_axis(x, first_eos[:, None, None], axis=1)[:, 0]
+
+
+def sinusoids(length: int, width: int) -> Float[Array, "t d"]:
+    """Sines, then cosines, of places 0, 1, ... at width / 2 wavelengths from 2 pi to 20000 pi (Vaswani et al. 2017)."""
+    half = width // 2
+    rates = jnp.exp(-jnp.arange(half) * (math.log(10000.0) / (half - 1)))
+    angles = jnp.arange(length)[:, None] * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -9,14 +9,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from spatial_clip_jax.models.layers import (
-    Block,
-    LayerNorm,
-    Linear,
-    matmul,
-    normal_param,
-    resize_position_table,
-)
+from spatial_clip_jax.models.blocks import Block
+from spatial_clip_jax.models.heads import AttentionPool, new_projection
+from spatial_clip_jax.models.layers import LayerNorm, matmul, normal_param
+from spatial_clip_jax.models.positions import Grid, resize_position_table
 from spatial_clip_jax.models.spec import VisionSpec
 
 
@@ -25,7 +21,7 @@ from spatial_clip_jax.models.spec import VisionSpec
 class VisionOutput:
     """What the tower computed.
 
-    hidden: layers + 1 arrays (b, 1+n, d); hidden[i] is the input of block i, hidden[-1] the last output.
+    hidden: layers + 1 arrays (b, prefix + n, d); hidden[i] is the input of block i, hidden[-1] the last output.
     embedding: (b, e), the picture's embedding, not normalised, fp32. grid: patches (rows, columns), static.
     """
 
@@ -52,10 +48,11 @@ def preprocess(images: UInt8[Array, "b height width 3"], spec: VisionSpec) -> Fl
 
 
 class PatchEmbedding(nnx.Module):
-    """The stride-p convolution without bias, computed as one matrix product; kernel (p, p, 3, d)."""
+    """The stride-p convolution, computed as one matrix product; kernel (p, p, 3, d)."""
 
-    def __init__(self, patch: int, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    def __init__(self, patch: int, width: int, bias: bool = False, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.kernel = normal_param((patch, patch, 3, width), 0.02, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(width)) if bias else None
         self.dtype = dtype
 
     def __call__(self, pixels: Float[Array, "b height width 3"]) -> Float[Array, "b n d"]:
@@ -64,13 +61,14 @@ class PatchEmbedding(nnx.Module):
         b, rows, columns = pixels.shape[0], pixels.shape[1] // p, pixels.shape[2] // p
         patches = pixels.astype(self.dtype).reshape(b, rows, p, columns, p, 3).transpose(0, 1, 3, 2, 4, 5)
         kernel = self.kernel[...].astype(self.dtype).reshape(-1, width)
-        return matmul(patches.reshape(b, rows * columns, -1), kernel)
+        tokens = matmul(patches.reshape(b, rows * columns, -1), kernel)
+        return tokens if self.bias is None else tokens + self.bias[...].astype(self.dtype)
 
 
 class VisionTower(nnx.Module):
-    """CLIP's ViT: class token, patch and position embedding, pre-norm blocks, post-norm, projection.
+    """A ViT: class token and registers, patch and position embedding, pre-norm blocks, post-norm, head.
 
-    Parameters are fp32; blocks compute in `dtype`, norms and softmax in fp32.
+    `spec` says which of these there are. Parameters are fp32; blocks compute in `dtype`, norms and softmax in fp32.
     """
 
     def __init__(
@@ -82,44 +80,71 @@ class VisionTower(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         attention: str = "auto",
     ):
-        std, tokens = spec.width**-0.5, 1 + spec.native_grid[0] * spec.native_grid[1]
+        width, std, places = spec.width, spec.width**-0.5, spec.native_grid[0] * spec.native_grid[1]
         self.spec, self.dtype, self.attention = spec, dtype, attention
-        self.patch_embedding = PatchEmbedding(spec.patch_size, spec.width, rngs=rngs, dtype=dtype)
-        self.class_embedding = normal_param((spec.width,), std, rngs=rngs)
-        self.position_embedding = normal_param((tokens, spec.width), std, rngs=rngs)
-        self.pre_norm = LayerNorm(spec.width, spec.norm_eps, dtype=dtype)
+        self.patch_embedding = PatchEmbedding(spec.patch_size, width, spec.patch_bias, rngs=rngs, dtype=dtype)
+        self.class_embedding = normal_param((width,), std, rngs=rngs) if spec.class_token else None
+        self.position_embedding = normal_param((int(spec.class_token) + places, width), std, rngs=rngs)
+        self.registers = normal_param((spec.registers, width), std, rngs=rngs) if spec.registers else None
+        self.pre_norm = LayerNorm(width, spec.norm_eps, dtype=dtype) if spec.pre_norm else None
         self.blocks = nnx.List([self.new_block(rngs=rngs) for _ in range(spec.layers)])
-        self.post_norm = LayerNorm(spec.width, spec.norm_eps, dtype=dtype)
-        self.projection = Linear(spec.width, embed_dim, std, rngs=rngs, bias=False, dtype=dtype)
+        self.post_norm = LayerNorm(width, spec.norm_eps, dtype=dtype) if spec.post_norm else None
+        self.pool = AttentionPool(spec, rngs=rngs, dtype=dtype, impl=attention) if spec.pool == "attention" else None
+        self.projection = new_projection(width, embed_dim, spec.projection, rngs=rngs, dtype=dtype)
 
     def __call__(self, pixels: Float[Array, "b height width 3"]) -> VisionOutput:
         """All intermediates for normalised pixels of any whole number of patches (ValueError otherwise)."""
-        tokens = self.embed(pixels)
-        hidden = (tokens, *self.run(tokens, 0, len(self.blocks)))
-        embedding = self.to_text_space(hidden[-1][:, 0]).astype(jnp.float32)
-        return VisionOutput(hidden, embedding, self.spec.grid(*pixels.shape[1:3]))
+        tokens, grid = self.embed(pixels), self.spec.grid(*pixels.shape[1:3])
+        hidden = (tokens, *self.run(tokens, grid))
+        return VisionOutput(hidden, self.pooled(hidden[-1]).astype(jnp.float32), grid)
 
     def embed(self, pixels: Float[Array, "b height width 3"]) -> Float[Array, "b t d"]:
-        """Tokens for the first block: CLS and patches, positions (resized to the grid) added, pre-normed."""
-        grid = self.spec.grid(*pixels.shape[1:3])
-        patches = self.patch_embedding(pixels)
-        shape = (len(patches), 1, self.spec.width)
-        first = jnp.broadcast_to(self.class_embedding[...], shape).astype(patches.dtype)
-        positions = resize_position_table(self.position_embedding[...], grid, self.spec.position_resize)
-        return self.pre_norm(jnp.concatenate([first, patches], axis=1) + positions)
+        """Tokens for the first block: positions (resized to the grid) added, pre-normed."""
+        grid, first = self.spec.grid(*pixels.shape[1:3]), int(self.spec.class_token)
+        tokens = self.patch_embedding(pixels)
+        if self.class_embedding is not None:
+            tokens = _before(tokens, self.class_embedding[...][None])
+        tokens = tokens + resize_position_table(self.position_embedding[...], grid, self.spec.position_resize, first)
+        if self.registers is not None:
+            tokens = jnp.concatenate([tokens[:, :first], _before(tokens[:, first:], self.registers[...])], axis=1)
+        return tokens.astype(self.dtype) if self.pre_norm is None else self.pre_norm(tokens)
 
-    def run(self, tokens: Float[Array, "b t d"], start: int, stop: int) -> list[Float[Array, "b t d"]]:
-        """Outputs of blocks start..stop-1, given the input of block `start`."""
+    def run(self, tokens: Float[Array, "b t d"], grid: Grid) -> list[Float[Array, "b t d"]]:
+        """Output of every block, given the tokens for the first."""
         outputs = []
-        for index in range(start, stop):
-            tokens = self.blocks[index](tokens)
+        for block in self.blocks:
+            tokens = block(tokens, grid)
             outputs.append(tokens)
         return outputs
 
-    def to_text_space(self, tokens: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
-        """Post-norm and projection into the space shared with text; not normalised."""
-        return self.projection(self.post_norm(tokens))
+    def pooled(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b e"]:
+        """The picture's embedding, not normalised, from the last block's output."""
+        if self.pool is not None:
+            return self._projected(self.pool(tokens if self.post_norm is None else self.post_norm(tokens)))
+        read = tokens[:, :1] if self.spec.pool == "class" else self.patches(tokens)
+        return self.to_text_space(read, self.post_norm).mean(1)
+
+    def to_text_space(self, tokens: Float[Array, "b t d"], norm: LayerNorm | None) -> Float[Array, "b t e"]:
+        """Each token by itself in the space shared with text, not normalised.
+
+        `norm` (the tower's post-norm, or an adapter's own), then the pool's value path, then the projection.
+        """
+        tokens = tokens if norm is None else norm(tokens)
+        return self._projected(tokens if self.pool is None else self.pool.each(tokens))
+
+    def patches(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b n d"]:
+        """The tokens of patches alone."""
+        return tokens[:, self.spec.prefix :]
 
     def new_block(self, *, rngs: nnx.Rngs) -> Block:
         """A freshly initialised block of this tower's geometry."""
-        return Block(self.spec, rngs=rngs, dtype=self.dtype, impl=self.attention)
+        return Block(self.spec.block, rngs=rngs, dtype=self.dtype, impl=self.attention)
+
+    def _projected(self, tokens: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
+        return tokens if self.projection is None else self.projection(tokens)
+
+
+def _before(tokens: Float[Array, "b t d"], learned: Float[Array, "r d"]) -> Float[Array, "b s d"]:
+    """The learned tokens, then the given ones."""
+    first = jnp.broadcast_to(learned, (len(tokens), *learned.shape)).astype(tokens.dtype)
+    return jnp.concatenate([first, tokens], axis=1)

@@ -10,7 +10,8 @@ import configs
 from configs.common import parse_arg
 from spatial_clip_jax.api import TINY, load
 from spatial_clip_jax.fusion.settings import FusionSettings
-from spatial_clip_jax.models.spec import AdapterSpec, named_spec
+from spatial_clip_jax.models.geometries import named_spec
+from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.train.adaptation import Objectives, read_section
 from spatial_clip_jax.train.optimizer import make_optimizer
 from spatial_clip_jax.train.settings import read_settings

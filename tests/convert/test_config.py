@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 from transformers import CLIPConfig
 
-from spatial_clip_jax.convert.config import config_from_spec, preprocessor_from_spec, spec_from_config
+from spatial_clip_jax.convert.families import registry
 from spatial_clip_jax.convert.load import read_checkpoint
-from spatial_clip_jax.models.spec import GEOMETRIES, named_spec
+from spatial_clip_jax.models.geometries import GEOMETRIES, named_spec
+from spatial_clip_jax.models.spec import ClipSpec
+
+CLIP = registry.HUGGING_FACE["clip"]
+
+
+def read(config: dict, preprocessor: dict) -> ClipSpec:
+    return registry.hugging_face(config).spec(config, preprocessor)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -17,29 +24,29 @@ def test_specs_survive_the_round_trip(name: str):
     spec = GEOMETRIES[name]
     vision = dataclasses.replace(spec.vision, mean=(0.5, 0.4, 0.3), position_resize="open_clip")
     spec = dataclasses.replace(spec, vision=vision)
-    files = json.loads(json.dumps([config_from_spec(spec), preprocessor_from_spec(vision)]))
-    assert spec_from_config(*files) == spec
+    files = json.loads(json.dumps([CLIP.write(spec), CLIP.preprocessor(vision)]))
+    assert read(*files) == spec
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_transformers_reads_the_same_geometry(name: str):
     spec = GEOMETRIES[name]
-    config = CLIPConfig(**config_from_spec(spec))
+    config = CLIPConfig(**CLIP.write(spec))
     assert config.projection_dim == spec.embed_dim
     assert config.vision_config.hidden_act == spec.vision.activation
     assert config.vision_config.image_size == spec.vision.image_size
     assert config.text_config.vocab_size == spec.text.vocab_size
     assert config.text_config.eos_token_id == spec.text.eos_token_id
-    assert spec_from_config(config.to_dict(), {}) == spec
+    assert read(config.to_dict(), {}) == spec
 
 
 def test_defaults_that_old_versions_left_out_are_those_of_base_patch32():
-    assert spec_from_config({"model_type": "clip"}, {}) == named_spec("openai/clip-vit-base-patch32")
+    assert read({"model_type": "clip"}, {}) == named_spec("openai/clip-vit-base-patch32")
 
 
 def test_legacy_special_tokens_are_replaced():
     old = {"model_type": "clip", "text_config": {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}}
-    text = spec_from_config(old, {}).text
+    text = read(old, {}).text
     assert (text.bos_token_id, text.eos_token_id, text.pad_token_id) == (49406, 49407, 49407)
 
 
@@ -49,31 +56,34 @@ def test_the_older_dict_wins_where_both_exist():
         "vision_config": {"patch_size": 16},
         "vision_config_dict": {"patch_size": 14},
     }
-    assert spec_from_config(config, {}).vision.patch_size == 14
+    assert read(config, {}).vision.patch_size == 14
     assert CLIPConfig(**config).vision_config.patch_size == 14
 
 
 def test_square_sizes_may_be_pairs():
     config = {"model_type": "clip", "vision_config": {"image_size": [96, 96], "patch_size": [16, 16]}}
-    assert spec_from_config(config, {}).vision.native_grid == (6, 6)
+    assert read(config, {}).vision.native_grid == (6, 6)
     config["vision_config"]["image_size"] = [96, 48]
     with pytest.raises(ValueError, match=r"Only square.*\[96, 48\]"):
-        spec_from_config(config, {})
+        read(config, {})
 
 
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        ({"model_type": "siglip"}, "model_type 'siglip', but only 'clip'"),
-        ({"model_type": "clip_vision_model"}, "vision tower alone.*folder of a whole CLIPModel"),
+        ({"model_type": "blip"}, "model_type 'blip', but only clip, .*siglip"),
+        ({"model_type": "clip_vision_model", "num_channels": 4}, "num_channels is 4"),
         ({}, "model_type None"),
         ({"model_type": "clip", "vision_config": {"num_channels": 4}}, "num_channels is 4"),
-        ({"model_type": "clip", "vision_config": {"hidden_act": "gelu_new"}}, "activation.*'gelu_new'"),
+        (
+            {"model_type": "clip", "vision_config": {"hidden_act": "gelu_new"}},
+            "hidden_act 'gelu_new' is none of quick_gelu",
+        ),
     ],
 )
 def test_other_models_are_refused(config, complaint: str):
     with pytest.raises(ValueError, match=complaint):
-        spec_from_config(config, {})
+        read(config, {})
 
 
 def test_preprocessing_is_found_in_either_file(hf_folder: Path, tmp_path: Path):
@@ -89,7 +99,7 @@ def test_preprocessing_is_found_in_either_file(hf_folder: Path, tmp_path: Path):
 @pytest.mark.parametrize("size", [224, {"shortest_edge": 224}, {"height": 224, "width": 224}, [224, 224], None])
 def test_an_image_processor_of_the_native_size_is_read(size):
     settings = {"size": size, "crop_size": size, "do_rescale": True, "do_normalize": None, "rescale_factor": 1 / 255}
-    assert spec_from_config({"model_type": "clip"}, settings) == named_spec("openai/clip-vit-base-patch32")
+    assert read({"model_type": "clip"}, settings) == named_spec("openai/clip-vit-base-patch32")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +115,7 @@ def test_an_image_processor_of_the_native_size_is_read(size):
 )
 def test_an_image_processor_that_gives_other_pixels_is_refused(settings, complaint: str):
     with pytest.raises(ValueError, match=complaint):
-        spec_from_config({"model_type": "clip"}, settings)
+        read({"model_type": "clip"}, settings)
 
 
 def edited(source: Path, target: Path, name: str, edit) -> None:

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 
 import spatial_clip_jax as scj
 from spatial_clip_jax.convert.export import save_open_clip
+from spatial_clip_jax.convert.families.open_clip import open_clip_from_spec, spec_from_open_clip
 from spatial_clip_jax.convert.load import load_clip, read_checkpoint
-from spatial_clip_jax.convert.open_clip_config import open_clip_from_spec, spec_from_open_clip
 from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.geometries import GEOMETRIES
 from spatial_clip_jax.models.params import join_params, split_params
-from spatial_clip_jax.models.spec import GEOMETRIES, ClipSpec
+from spatial_clip_jax.models.spec import ClipSpec
 from tests.convert.open_clip_reference import MODEL_CONFIG, OpenClip, random_open_clip
 from tests.models.random_clip import SIZES, random_ids, random_pixels, to_torch, write_tokenizer
 

@@ -1,10 +1,16 @@
 """Input sizes: whole patches, aspect kept, CLIP's own view as transformers' image processor makes it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from spatial_clip_jax.data.resize import affordable, native_view, resized, scaled_size, stacked, whole_patches
+from spatial_clip_jax.models.geometries import named_spec
+
+CLIP = named_spec("openai/clip-vit-base-patch16").vision
+SPEC = dataclasses.replace(CLIP, image_size=32, patch_size=8)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (50, 90), (131, 40), (200, 201)])
@@ -14,7 +20,7 @@ def test_native_view_is_the_image_processors(shape):
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_rescale=False, do_normalize=False
     )
     expected = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    np.testing.assert_array_equal(native_view(picture, 32), expected)
+    np.testing.assert_array_equal(native_view(picture, SPEC), expected)
 
 
 def test_sizes():
@@ -38,4 +44,4 @@ def test_views_that_attention_cannot_hold_are_refused():
 
 def test_pictures_do_not_grow_beyond_what_decoding_allows():
     with pytest.raises(ValueError, match="1 x 1000000 .* would become 224 x 224000000.* crop or resize it"):
-        native_view(np.zeros((1, 1_000_000, 3), np.uint8), 224)
+        native_view(np.zeros((1, 1_000_000, 3), np.uint8), CLIP)

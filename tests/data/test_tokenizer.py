@@ -7,7 +7,15 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
-from spatial_clip_jax.data.tokenizer import BOS, EOS, check_tokenizer, encode, load_tokenizer, train_tokenizer
+from spatial_clip_jax.data.tokenizer import (
+    BOS,
+    EOS,
+    check_tokenizer,
+    cleaned_text,
+    encode,
+    load_tokenizer,
+    train_tokenizer,
+)
 from spatial_clip_jax.models.spec import TextSpec
 
 TEXTS = ["A photo of a red circle.", "the  dog's   2nd ball!", "naïve 犬 \N{GRINNING FACE}", "", "red red red " * 20]
@@ -18,18 +26,24 @@ def tokenizer():
     return train_tokenizer(["a photo of a red circle", "a blue square and a dog's ball"] * 5, merges=60)
 
 
+def tower_of(tokenizer, length: int) -> TextSpec:
+    ids = tokenizer.get_vocab()
+    special = {"bos_token_id": ids[BOS], "eos_token_id": ids[EOS], "pad_token_id": ids[EOS]}
+    return TextSpec(len(ids), length, 32, 1, 2, 64, **special)
+
+
 def test_ids_are_those_of_transformers(tokenizer, tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 16}')
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     theirs.pad_token = EOS
     expected = theirs(TEXTS, padding="max_length", truncation=True, max_length=16)["input_ids"]
-    ours = encode(load_tokenizer(tmp_path / "tokenizer.json"), TEXTS, 16)
+    ours = encode(load_tokenizer(tmp_path / "tokenizer.json"), TEXTS, tower_of(tokenizer, 16))
     np.testing.assert_array_equal(ours, expected)
 
 
 def test_every_text_begins_and_ends(tokenizer):
-    ids = encode(tokenizer, TEXTS, 12)
+    ids = encode(tokenizer, TEXTS, tower_of(tokenizer, 12))
     vocabulary = tokenizer.get_vocab()
     assert (ids[:, 0] == vocabulary[BOS]).all() and (ids[:, -1] == vocabulary[EOS]).all()
 
@@ -49,15 +63,30 @@ def test_bad_files_are_named(tmp_path):
         load_tokenizer(tmp_path / "tokenizer.json")
 
 
+def test_texts_without_a_start_token_are_padded_with_their_own_token(tokenizer):
+    """SigLIP's form: words, the end token, padding; lower case and no punctuation before."""
+    spec = dataclasses.replace(tower_of(tokenizer, 12), bos_token_id=None, pad_token_id=5, cleaning="canonical")
+    ids = encode(tokenizer, ["A red, circle!", "a photo of " * 9], spec)
+    words = tokenizer.encode("a red circle", add_special_tokens=False).ids
+    assert ids[0].tolist() == [*words, spec.eos_token_id, *[5] * (11 - len(words))]
+    assert ids[1, -1] == spec.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("cleaning", "expected"),
+    [("none", "A Dog's,  ball. "), ("lower", "a dog's,  ball. "), ("canonical", "a dogs ball")],
+)
+def test_cleaning(cleaning, expected):
+    assert cleaned_text("A Dog's,  ball. ", cleaning) == expected
+
+
 def test_the_tokenizer_is_the_text_towers(tokenizer):
-    ids = tokenizer.get_vocab()
-    special = {"bos_token_id": ids[BOS], "eos_token_id": ids[EOS], "pad_token_id": ids[EOS]}
-    tower = TextSpec(len(ids), 16, 32, 1, 2, 64, **special)
+    tower = tower_of(tokenizer, 16)
     check_tokenizer(tokenizer, tower, "words.json")
     for field in ("bos_token_id", "eos_token_id"):
-        with pytest.raises(ValueError, match=f"words.json has the ids .*{ids[EOS]}.* but the text tower's .*: 7"):
+        with pytest.raises(ValueError, match=f"words.json is not this text tower's: {field} 7 is "):
             check_tokenizer(tokenizer, dataclasses.replace(tower, **{field: 7}), "words.json")
-    with pytest.raises(ValueError, match="words.json has the ids .*None"):
+    with pytest.raises(ValueError, match="words.json is not this .* is None there"):
         check_tokenizer(Tokenizer(models.BPE(vocab={"a": 0}, merges=[])), tower, "words.json")
 
 

@@ -12,9 +12,9 @@ from spatial_clip_jax.models.layers import (
     LayerNorm,
     activate,
     attention,
-    resize_position_table,
     resolve_attention,
 )
+from spatial_clip_jax.models.positions import resize_position_table
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.models.params import (
     Params,
     abstract_params,
@@ -17,7 +18,6 @@ from spatial_clip_jax.models.params import (
     split_params,
     unflatten_params,
 )
-from spatial_clip_jax.models.spec import named_spec
 
 TINY = named_spec("tiny")
 SPEC = dataclasses.replace(

@@ -7,8 +7,9 @@ import jaxtyping
 import pytest
 
 from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.geometries import GEOMETRIES, named_spec
 from spatial_clip_jax.models.params import abstract_params
-from spatial_clip_jax.models.spec import GEOMETRIES, AdapterSpec, TextSpec, VisionSpec, named_spec
+from spatial_clip_jax.models.spec import AdapterSpec, TextSpec, VisionSpec
 
 # Counted on the published PyTorch checkpoints.
 PUBLISHED_PARAMETERS = {
@@ -52,8 +53,14 @@ def test_grid_takes_whole_patches_only():
         (lambda: VisionSpec(64, 7, 160, 6, 5, 640), "64 is no multiple of patch_size 7"),
         (lambda: VisionSpec(64, 8, 160, 6, 3, 640), "160 does not divide into 3 heads"),
         (lambda: TextSpec(100, 8, 32, 1, 5, 64), "32 does not divide into 5 heads"),
-        (lambda: TextSpec(100, 8, 32, 1, 4, 64, activation="relu"), "'quick_gelu' or 'gelu', got 'relu'"),
-        (lambda: VisionSpec(64, 8, 160, 6, 5, 640, position_resize="timm"), "'timm' is not 'huggingface' or"),
+        (
+            lambda: TextSpec(100, 8, 32, 1, 4, 64, activation="relu"),
+            "'quick_gelu' or 'gelu' or 'gelu_tanh', got 'relu'",
+        ),
+        (
+            lambda: VisionSpec(64, 8, 160, 6, 5, 640, position_resize="timm"),
+            "position_resize must be 'huggingface' or .*'timm'",
+        ),
         (lambda: AdapterSpec("copy", 0), "blocks must be a whole number from 1 to 200, got 0"),
         (lambda: AdapterSpec("lora", 2), "'copy' or 'residual', got 'lora'"),
     ],

@@ -29,8 +29,8 @@ def test_output_names_every_intermediate(clip: Clip):
     assert output.grid == (3, 5)
     assert [hidden.shape for hidden in output.hidden] == [(2, 16, 48)] * 4
     np.testing.assert_array_equal(output.hidden[0], tower.embed(pixels))
-    np.testing.assert_array_equal(output.hidden[3], tower.run(output.hidden[1], 1, 3)[-1])
-    np.testing.assert_array_equal(output.embedding, tower.to_text_space(output.hidden[3])[:, 0])
+    np.testing.assert_array_equal(output.hidden[3], tower.run(output.hidden[0], output.grid)[-1])
+    np.testing.assert_array_equal(output.embedding, tower.to_text_space(output.hidden[3][:, :1], tower.post_norm)[:, 0])
 
 
 def test_output_is_a_pytree_with_a_static_grid(clip: Clip):

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from spatial_clip_jax.data.scenes.sample import stack_scenes
 from spatial_clip_jax.data.scenes.splits import Split, caption_at, scene_at
 from spatial_clip_jax.data.tokenizer import encode
+from spatial_clip_jax.models.spec import TextSpec
 
 
 class CaptionedScenes:
@@ -21,14 +22,14 @@ class CaptionedScenes:
         split: Split,
         batch_size: int,
         tokenizer: Tokenizer,
-        context_length: int,
+        text: TextSpec,
         process_index: int = 0,
         process_count: int = 1,
     ):
         if batch_size % process_count:
             raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes")
         self.split, self.batch_size = split, batch_size
-        self.tokenizer, self.context_length = tokenizer, context_length
+        self.tokenizer, self.text = tokenizer, text
         self.process_index, self.process_count = process_index, process_count
         self.batches_read = 0
 
@@ -42,7 +43,7 @@ class CaptionedScenes:
         scenes = [scene_at(self.split, index) for index in indices]
         captions = [caption_at(self.split, index, scene) for index, scene in zip(indices, scenes, strict=True)]
         self.batches_read += 1
-        ids: np.ndarray = encode(self.tokenizer, captions, self.context_length)
+        ids: np.ndarray = encode(self.tokenizer, captions, self.text)
         return {"scene": stack_scenes(scenes), "ids": ids}
 
     def get_state(self) -> dict[str, int]:

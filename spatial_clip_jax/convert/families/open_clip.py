@@ -1,14 +1,43 @@
-"""open_clip's model configuration (`open_clip_config.json`) to our specs, and back: ViTs with a class token.
+"""OpenAI's and open_clip's ViTs: names of the weights, `open_clip_config.json` to our specs and back.
 
 Fields that would change what the towers compute, and that ours do not, are refused rather than passed over.
 """
 
-from typing import Any
-
-from spatial_clip_jax.convert.config import check_native_size, triple
+from spatial_clip_jax.convert.families.hugging_face import Json, check_native_size, triple
+from spatial_clip_jax.convert.tables import Naming, Table, linear, norm, packed_attention
 from spatial_clip_jax.models.spec import CLIP_MEAN, CLIP_STD, ClipSpec, TextSpec, VisionSpec
 
-Json = dict[str, Any]
+
+def packed_block(ours: str, theirs: str) -> Table:
+    """Rules of OpenAI's residual block."""
+    return (
+        *norm(f"{ours}/norm{{k}}", f"{theirs}.ln_{{k}}"),
+        *packed_attention(f"{ours}/attention", f"{theirs}.attn"),
+        *linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.c_fc"),
+        *linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.c_proj"),
+    )
+
+
+VISION_TABLE: Table = (
+    ("vision/class_embedding", "visual.class_embedding", "same"),
+    ("vision/patch_embedding/kernel", "visual.conv1.weight", "conv"),
+    ("vision/position_embedding", "visual.positional_embedding", "same"),
+    *norm("vision/pre_norm", "visual.ln_pre"),
+    *packed_block("vision/blocks/{i}", "visual.transformer.resblocks.{i}"),
+    *norm("vision/post_norm", "visual.ln_post"),
+    ("vision/projection/kernel", "visual.proj", "same"),
+)
+TEXT_TABLE: Table = (
+    ("text/token_embedding", "token_embedding.weight", "same"),
+    ("text/position_embedding", "positional_embedding", "same"),
+    *packed_block("text/blocks/{i}", "transformer.resblocks.{i}"),
+    *norm("text/final_norm", "ln_final"),
+    ("text/projection/kernel", "text_projection", "same"),
+)
+OPEN_CLIP_TABLE: Table = (("logit_scale", "logit_scale", "same"), *VISION_TABLE, *TEXT_TABLE)
+# Buffers that OpenAI and open_clip save.
+BUFFERS = "attn_mask|input_resolution|context_length|vocab_size"
+OPEN_CLIP = Naming("CLIP of OpenAI or open_clip", OPEN_CLIP_TABLE, BUFFERS)
 
 HEAD_WIDTH, MLP_RATIO = 64, 4.0  # open_clip's defaults of a ViT
 CONTEXT_LENGTH, VOCABULARY, TEXT_WIDTH, TEXT_HEADS, TEXT_LAYERS = 77, 49408, 512, 8, 12  # and of its text tower
@@ -61,7 +90,7 @@ def spec_from_open_clip(config: Json) -> ClipSpec:
 
 def open_clip_from_spec(spec: ClipSpec) -> Json:
     """open_clip_config.json of this geometry; ValueError where open_clip has no words for it."""
-    vision, text = spec.vision, spec.text
+    vision, text = spec.vision, spec.text_tower
     if vision.activation != text.activation or {vision.norm_eps, text.norm_eps} != {1e-5}:
         raise ValueError("open_clip knows one activation for both towers and norms of epsilon 1e-5 alone.")
     return {

@@ -1,0 +1,35 @@
+"""Geometries of CLIPs by the name of their checkpoint, for files that do not say their own."""
+
+from spatial_clip_jax.models.spec import ClipSpec, TextSpec, VisionSpec
+
+GEOMETRIES: dict[str, ClipSpec] = {
+    "tiny": ClipSpec(
+        VisionSpec(64, 8, 160, 6, 5, 640),
+        TextSpec(707, 40, 128, 3, 2, 512, bos_token_id=705, eos_token_id=706, pad_token_id=706),
+        embed_dim=128,
+    ),
+    "openai/clip-vit-base-patch32": ClipSpec(
+        VisionSpec(224, 32, 768, 12, 12, 3072), TextSpec(49408, 77, 512, 12, 8, 2048), embed_dim=512
+    ),
+    "openai/clip-vit-base-patch16": ClipSpec(
+        VisionSpec(224, 16, 768, 12, 12, 3072), TextSpec(49408, 77, 512, 12, 8, 2048), embed_dim=512
+    ),
+    "openai/clip-vit-large-patch14": ClipSpec(
+        VisionSpec(224, 14, 1024, 24, 16, 4096), TextSpec(49408, 77, 768, 12, 12, 3072), embed_dim=768
+    ),
+    "openai/clip-vit-large-patch14-336": ClipSpec(
+        VisionSpec(336, 14, 1024, 24, 16, 4096), TextSpec(49408, 77, 768, 12, 12, 3072), embed_dim=768
+    ),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": ClipSpec(
+        VisionSpec(224, 14, 1280, 32, 16, 5120, "gelu"),
+        TextSpec(49408, 77, 1024, 24, 16, 4096, "gelu"),
+        embed_dim=1024,
+    ),
+}
+
+
+def named_spec(name: str) -> ClipSpec:
+    """The geometry called `name`; ValueError with the valid names when it is unknown."""
+    if name not in GEOMETRIES:
+        raise ValueError(f"Unknown geometry {name!r}. Valid names: {', '.join(GEOMETRIES)}.")
+    return GEOMETRIES[name]
