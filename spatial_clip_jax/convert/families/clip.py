@@ -80,6 +80,11 @@ VISION = Naming(
 FLAT_VISION = Naming(
     "CLIP vision tower of Hugging Face (transformers 5)", prefixed(VISION_TABLE, "", "vision_model."), BUFFERS
 )
+ALT_VISION = Naming(
+    "CLIP vision tower of AltCLIP as transformers 5 saves it",
+    tuple((ours, theirs.replace("encoder.layers.", "encoder.layer."), layout) for ours, theirs, layout in VISION_TABLE),
+    VISION.ignored,
+)
 CLIPSEG = Naming("CLIP inside CLIPSeg", prefixed(CLIP_TABLE, "clip."), rf"{BUFFERS}|decoder\..*")
 
 
@@ -158,7 +163,7 @@ FAMILIES = (
     ),
     # Only read: what is loaded of them is a CLIPModel or a CLIPVisionModelWithProjection, and saved as such.
     Family("clipseg", (CLIPSEG,), read_clip, write_clip),
-    Family("altclip", (VISION,), read_vision_of, write_vision_tower),
+    Family("altclip", (VISION, ALT_VISION), read_vision_of, write_vision_tower),
     Family("chinese_clip", (VISION,), read_vision_of, write_vision_tower),
 )
 
