@@ -28,14 +28,23 @@ MAX_LOGIT_SCALE = math.log(1000)
 Shardings = Mapping[str, Sharding] | Callable[[str], Sharding]
 
 
-def read_checkpoint(path: str | Path, spec: ClipSpec | None = None) -> tuple[ClipSpec, Params, Path | None]:
+def read_checkpoint(
+    path: str | Path, spec: ClipSpec | None = None, progress: Callable[[], Any] = lambda: None
+) -> tuple[ClipSpec, Params, Path | None]:
     """(spec, fp32 NumPy params, path of tokenizer.json or None) of the CLIP at `path`; see `source.find_source`.
+
+    progress: called after each weight.
 
     FileNotFoundError when a file is lacking; ValueError, naming every fault at once, when a weight is missing,
     unexpected, misshapen, not a float, not finite, or the file is damaged.
     """
     source = find_source(path, spec)
-    _, params = _read_clip(source, lambda _, array: array)
+
+    def keep(_: str, array: np.ndarray) -> np.ndarray:
+        progress()
+        return array
+
+    _, params = _read_clip(source, keep)
     return source.spec, params, source.tokenizer
 
 

@@ -59,6 +59,14 @@ def find_source(path: str | Path, spec: ClipSpec | None = None) -> Source:
     return Source(found, files, _naming_of(files, family.namings), _tokenizer(path))
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files of weights at `path`, whatever they are: itself, or those of a folder."""
+    found = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"no weights at {path}: expected a file, or a folder with one, ending in {SUFFIXES}.")
+    return found
+
+
 def read_json(path: Path, wanted: str) -> Json:
     """The object in a JSON file; ValueError when it is none, FileNotFoundError saying what the folder should hold."""
     existing([path], wanted)

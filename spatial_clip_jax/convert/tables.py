@@ -5,6 +5,7 @@ A rule is (our path, their key, layout). What stands in braces in a template is 
 
 import dataclasses
 import functools
+import math
 import re
 from typing import Literal
 
@@ -125,6 +126,17 @@ def shape_to_theirs(shape: Shape, layout: Layout, pieces: int = 1) -> Shape:
         axes = (axes[0], axes[1] * axes[2] * axes[3])
     axes = (*UNIT_AXES.get(layout, ()), *axes)
     return axes if pieces == 1 else (pieces * axes[0], *axes[1:])
+
+
+def shape_to_ours(shape: Shape, layout: Layout, pieces: int = 1) -> Shape:
+    """Our shape of each of the `pieces` arrays that their tensor stacks; patches are square, of 3 channels."""
+    units = len(UNIT_AXES.get(layout, ()))
+    axes = shape[units:] if pieces == 1 else (shape[0] // pieces, *shape[1:])
+    if layout == "patches" and len(axes) == 2:
+        side = math.isqrt(axes[1] // 3)
+        axes = (axes[0], side, side, 3)
+    order = AXES_TO_THEIRS.get(layout, tuple(range(len(axes))))
+    return tuple(axes[order.index(axis)] for axis in range(len(axes))) if len(order) == len(axes) else axes
 
 
 def _stacked(ours: str, theirs: str) -> str | None:

@@ -1,0 +1,64 @@
+"""Reads a checkpoint of any known kind once, checks it, and writes it in a form that is quick to load.
+
+python -m launch.convert SOURCE DEST [--to=native|huggingface|open_clip] [--spec=NAME]
+python -m launch.convert SOURCE --inspect
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+from tqdm import tqdm
+
+from launch.cli import quiet_logs, user_errors
+from spatial_clip_jax.convert.export import save_clip, save_native, save_open_clip
+from spatial_clip_jax.convert.files import headers
+from spatial_clip_jax.convert.inspect import inspect_checkpoint, report
+from spatial_clip_jax.convert.load import read_checkpoint
+from spatial_clip_jax.convert.source import find_source
+from spatial_clip_jax.convert.verify import checksum, differences
+from spatial_clip_jax.models.geometries import named_spec
+
+# Of the largest value of PyTorch's embedding: fp32 rounding over a deep tower stays far below, another geometry above.
+MAX_DIFFERENCE = 1e-3
+WRITERS = {"native": save_native, "huggingface": save_clip, "open_clip": save_open_clip}
+
+INSPECT = flags.DEFINE_bool("inspect", False, "Only say what is in SOURCE.")
+TO = flags.DEFINE_enum("to", "native", list(WRITERS), "The form to write.")
+SPEC = flags.DEFINE_string("spec", None, "The geometry's name, for a lone file, which does not say it.")
+
+
+def main(arguments: list[str]) -> None:
+    """Inspects or converts."""
+    if len(arguments) != (2 if INSPECT.value else 3):
+        raise app.UsageError("give SOURCE and DEST, or SOURCE and --inspect")
+    quiet_logs()
+    with user_errors():
+        if INSPECT.value:
+            print(report(inspect_checkpoint(arguments[1])))
+        else:
+            convert(Path(arguments[1]), Path(arguments[2]), TO.value, SPEC.value)
+
+
+def convert(source: Path, destination: Path, form: str, spec_name: str | None) -> None:
+    """Reads, writes, reads back, and prints how sure the conversion is."""
+    found = find_source(source, None if spec_name is None else named_spec(spec_name))
+    print(f"{source}: {found.naming.title}")
+    with tqdm(desc="reading", unit=" weights", total=len(headers(found.files))) as bar:
+        spec, params, tokenizer = read_checkpoint(source, found.spec, progress=bar.update)
+    WRITERS[form](destination, spec, params, tokenizer)
+    print(f"written: {destination} ({form})")
+    written = checksum(read_checkpoint(destination)[1])
+    if written != checksum(params):
+        raise ValueError(f"{destination} does not hold what was read from {source}: is the disk sound?")
+    compared = differences(source, spec, params)
+    if compared is None:
+        print(f"checksum of the mapped weights, the same in {destination}: {written}")
+        return
+    for tower, (difference, scale) in compared.items():
+        print(f"{tower} tower against PyTorch: max abs difference {difference:.2e}, of embeddings up to {scale:.2g}")
+        if difference > MAX_DIFFERENCE * scale:
+            raise ValueError(f"{source} is not what its configuration says: see `--inspect`, and check the activation.")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,102 @@
+"""How sure a conversion is: outputs against PyTorch's own class, where there is one; else a checksum."""
+
+import hashlib
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spatial_clip_jax.convert.source import read_json
+from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.params import Params, abstract_params, flatten_params, join_params
+from spatial_clip_jax.models.spec import ClipSpec, VisionSpec
+
+logger = logging.getLogger(__name__)
+
+
+def differences(source: Path, spec: ClipSpec, params: Params) -> dict[str, tuple[float, ...]] | None:
+    """{tower: (largest absolute difference of its embeddings from transformers', their largest value)}.
+
+    In fp32, of random inputs. None where torch or transformers is not installed, or `source` is no folder of theirs.
+    """
+    installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    if not installed or not (source / "config.json").is_file():
+        return None
+    model = _reference(source)
+    if model is None:
+        return None
+    definition = abstract_params(lambda rngs: Clip(spec, rngs=rngs))[0]
+    clip = join_params(definition, jax.tree.map(jnp.asarray, params))
+    side = spec.vision.image_size
+    pixels = np.random.default_rng(0).standard_normal((1, side, side, 3)).astype(np.float32)
+    ours = {"vision": clip.vision(jnp.asarray(pixels)).embedding}
+    theirs = {"vision": _vision(model, spec.vision, pixels)}
+    if spec.text is not None:
+        ids = np.random.default_rng(0).integers(0, spec.text.vocab_size, (2, spec.text.context_length))
+        ids[:, -1] = spec.text.eos_token_id
+        ours["text"], theirs["text"] = clip.text(jnp.asarray(ids)), _text(model, ids)
+    return {name: _largest(np.asarray(ours[name]) - theirs[name], theirs[name]) for name in ours}
+
+
+def checksum(params: Params) -> str:
+    """SHA-256 of every parameter's path, shape and fp32 values."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_params(params).items()):
+        array = np.ascontiguousarray(leaf, np.float32)
+        digest.update(f"{path}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _largest(*arrays: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(np.abs(array).max()) for array in arrays)
+
+
+def _reference(folder: Path) -> Any:
+    """The class that config.json names, in fp32; None when this transformers has none of that name."""
+    import transformers
+
+    config = read_json(folder / "config.json", "config.json")
+    names = config.get("architectures") or ["CLIPModel"]
+    kind = getattr(transformers, str(names[0]), None)
+    if kind is None:
+        logger.info("transformers %s has no class %s", transformers.__version__, names[0])
+        return None
+    model = kind.from_pretrained(folder, dtype="float32").eval()
+    return getattr(model, "clip", model)  # CLIPSeg's
+
+
+def _vision(model: Any, spec: VisionSpec, pixels: np.ndarray) -> np.ndarray:
+    import torch
+
+    tower = getattr(model, "vision_model", model)
+    with torch.no_grad():
+        pooled = tower(**_inputs(spec, pixels)).pooler_output
+        return (model.visual_projection(pooled) if hasattr(model, "visual_projection") else pooled).numpy()
+
+
+def _inputs(spec: VisionSpec, pixels: np.ndarray) -> dict[str, Any]:
+    """Pixels as the class takes them: whole, or (NaFlex) cut into patches with their grid."""
+    import torch
+
+    if spec.native_view != "patches":
+        return {"pixel_values": torch.tensor(pixels).permute(0, 3, 1, 2)}
+    (rows, columns), patch = spec.native_grid, spec.patch_size
+    cut = pixels.reshape(1, rows, patch, columns, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+    return {
+        "pixel_values": torch.tensor(cut.reshape(1, rows * columns, -1)),
+        "pixel_attention_mask": torch.ones(1, rows * columns, dtype=torch.int64),
+        "spatial_shapes": torch.tensor([[rows, columns]]),
+    }
+
+
+def _text(model: Any, ids: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        pooled = model.text_model(torch.tensor(ids)).pooler_output
+        return (model.text_projection(pooled) if hasattr(model, "text_projection") else pooled).numpy()
