@@ -75,8 +75,11 @@ def chinese_clip() -> ChineseCLIPModel:
     return drawn(ChineseCLIPModel(ChineseCLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=40)))
 
 
-def drawn(model: PreTrainedModel, seed: int = 0) -> Any:
-    """The model with every weight drawn, so that none can be forgotten; embeddings small, so that epsilons matter."""
+def drawn(model: PreTrainedModel, seed: int = 0, scaled: bool = False) -> Any:
+    """The model with every weight drawn, so that none can be forgotten; embeddings small, so that epsilons matter.
+
+    scaled: matrices by the square root of their inputs, as a trained model of full width has them.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -84,7 +87,8 @@ def drawn(model: PreTrainedModel, seed: int = 0) -> Any:
             if "norm" in name.lower() and name.endswith("weight"):
                 parameter.copy_(1 + 0.2 * noise)
             elif not name.startswith("logit"):
-                parameter.copy_((0.02 if "embedding" in name else 0.1) * noise)
+                spread = parameter[0].numel() ** -0.5 if scaled and parameter.ndim > 1 else 0.1
+                parameter.copy_((0.02 if "embedding" in name else spread) * noise)
     return model.eval()
 
 
@@ -134,7 +138,20 @@ def probe_value_path(model: SiglipModel, pixels: np.ndarray) -> np.ndarray:
     """Unit vectors (b, n, d): the pooling head's values of each token by itself, with the head's MLP and residual."""
     last = torch.tensor(vision_states(model, pixels)[-2])
     vision: nn.Module = model.vision_model
+    width = last.shape[-1]
     head, tokens = vision.head, vision.post_layernorm(last)
-    weight, bias = head.attention.in_proj_weight[-WIDTH:], head.attention.in_proj_bias[-WIDTH:]
+    weight, bias = head.attention.in_proj_weight[-width:], head.attention.in_proj_bias[-width:]
     mixed = head.attention.out_proj(nn.functional.linear(tokens, weight, bias))
     return nn.functional.normalize(mixed + head.mlp(head.layernorm(mixed)), dim=-1).numpy()
+
+
+@torch.no_grad()
+def class_value_path(model: Any, pixels: np.ndarray) -> np.ndarray:
+    """Unit vectors (b, n, e) of a CLIPModel: identity attention in the last layer, residual and MLP kept."""
+    clip = towers_of(model)
+    vision: Any = clip.vision_model
+    hidden, layer = torch.tensor(vision_states(model, pixels)[-3]), vision.encoder.layers[-1]
+    hidden = hidden + layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(hidden)))
+    hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+    patches = clip.visual_projection(vision.post_layernorm(hidden))[:, 1:]
+    return nn.functional.normalize(patches, dim=-1).numpy()
