@@ -56,12 +56,22 @@ class Attention(nnx.Module):
     """Multi-head attention in pieces, so that read-outs can recombine queries, keys and values.
 
     Queries and keys are turned by their place where the tower has rotary positions; `grid` is needed only then.
+    context: width of the tokens that keys and values are of, where it is another than the queries'.
     """
 
-    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, impl: str = "auto"):
-        width, std = spec.width, spec.width**-0.5
-        self.q, self.v = (Linear(width, width, std, rngs=rngs, dtype=dtype) for _ in range(2))
-        self.k = Linear(width, width, std, rngs=rngs, bias=spec.key_bias, dtype=dtype)
+    def __init__(
+        self,
+        spec: BlockSpec,
+        context: int | None = None,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        impl: str = "auto",
+    ):
+        width, std, seen = spec.width, spec.width**-0.5, context or spec.width
+        self.q = Linear(width, width, std, rngs=rngs, dtype=dtype)
+        self.k = Linear(seen, width, std, rngs=rngs, bias=spec.key_bias, dtype=dtype)
+        self.v = Linear(seen, width, std, rngs=rngs, dtype=dtype)
         self.norm = LayerNorm(width, spec.norm_eps, dtype=dtype) if spec.sub_norm else None
         self.out = Linear(width, width, std * (2 * spec.layers) ** -0.5, rngs=rngs, dtype=dtype)
         self.heads, self.impl, self.rotary = spec.heads, impl, spec.rotary
@@ -108,7 +118,7 @@ class Block(nnx.Module):
         self.scale1, self.scale2 = (nnx.Param(jnp.ones(spec.width)) if spec.layer_scale else None for _ in range(2))
 
     def __call__(
-        self, x: Float[Array, "b t d"], grid: Grid | None = None, mask: Bool[Array, "t t"] | None = None
+        self, x: Float[Array, "b t d"], grid: Grid | None = None, mask: Bool[Array, "*r t t"] | None = None
     ) -> Float[Array, "b t d"]:
         """The block's output; `grid` as in Attention, `mask` is True where a query may look."""
         y, part = self.norm1(x), self.attention

@@ -36,6 +36,49 @@ class AttentionPool(nnx.Module):
         return x + self.mlp(self.norm(x))
 
 
+class QueryPool(nnx.Module):
+    """Learned queries in the projected space attend to all tokens; the first is read (CoCa, Yu et al. 2022).
+
+    The others served a decoder of captions, and have no influence on it: they are kept, but not computed.
+    """
+
+    def __init__(
+        self,
+        spec: VisionSpec,
+        embed_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        impl: str = "auto",
+    ):
+        block = BlockSpec(embed_dim, 1, spec.pool_heads, embed_dim, spec.activation, spec.norm_eps)
+        self.queries = normal_param((spec.pool_queries, embed_dim), embed_dim**-0.5, rngs=rngs)
+        self.query_norm = LayerNorm(embed_dim, spec.norm_eps, dtype=dtype)
+        self.token_norm = LayerNorm(spec.width, spec.norm_eps, dtype=dtype)
+        self.attention = Attention(block, spec.width, rngs=rngs, dtype=dtype, impl=impl)
+        self.norm = LayerNorm(embed_dim, spec.norm_eps, dtype=dtype)
+
+    def __call__(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b e"]:
+        """The picture's embedding before the projection."""
+        part, y, query = self.attention, self.token_norm(tokens), self.query_norm(self.queries[...][:1])
+        query = jnp.broadcast_to(query, (len(tokens), *query.shape))
+        mixed = attention(part.queries(query), part.keys(y), part.values(y), impl=part.impl)
+        return self.norm(part.output(mixed))[:, 0]
+
+    def each(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t e"]:
+        """The pool of each token alone: its value path, since a query that sees one token takes its value."""
+        return self.norm(self.attention.output(self.attention.values(self.token_norm(tokens))))
+
+
+def new_pool(
+    spec: VisionSpec, embed_dim: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, impl: str = "auto"
+) -> AttentionPool | QueryPool | None:
+    """The part that reads all tokens into one; None where one of them, or their mean, is read."""
+    if spec.pool == "attention":
+        return AttentionPool(spec, rngs=rngs, dtype=dtype, impl=impl)
+    return QueryPool(spec, embed_dim, rngs=rngs, dtype=dtype, impl=impl) if spec.pool == "queries" else None
+
+
 def new_projection(
     width: int, embed_dim: int, kind: str, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
 ) -> Linear | None:

@@ -35,17 +35,19 @@ def attention(
     v: Float[Array, "b s h c"],
     *,
     impl: str = "auto",
-    mask: Bool[Array, "t s"] | None = None,
+    mask: Bool[Array, "*r t s"] | None = None,
     bias: Float[Array, "t s"] | None = None,
 ) -> Float[Array, "b t h c"]:
-    """softmax(q k^T / sqrt(c) + bias) v per head, softmax in fp32; `mask` is True where a query may look.
+    """softmax(q k^T / sqrt(c) + bias) v per head, softmax in fp32.
+
+    mask: True where a query may look, the same for every row of the batch or one for each.
 
     impl: "auto", "xla" or "cudnn", see `resolve_attention`; ValueError for others.
     """
     resolved = resolve_attention(impl, q.dtype.name, mask is None and bias is None, q.shape[-1])
+    mask, bias = (None if x is None else x.reshape(-1, 1, *x.shape[-2:]) for x in (mask, bias))
     if resolved == "cudnn":
-        extra = (None if x is None else x[None, None] for x in (bias, mask))
-        return jax.nn.dot_product_attention(q, k, v, *extra, implementation="cudnn")
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="cudnn")
     # Heads lead the matrix products: XLA's CPU backend is several times slower on the interleaved layout.
     q, v, k = q.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
     logits = jnp.matmul(q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])

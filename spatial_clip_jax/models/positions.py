@@ -40,24 +40,28 @@ def rotate(x: Float[Array, "b t h c"], grid: Grid, rotary: str) -> Float[Array, 
 
     Half of a head's channels turn with the row, half with the column, in neighbouring pairs (Su et al. 2021).
     """
-    patches = grid[0] * grid[1]
-    angles = rotary_angles(grid, x.shape[-1], rotary)
-    first, rest = x[:, : x.shape[1] - patches], x[:, x.shape[1] - patches :].astype(jnp.float32)
+    prefix = x.shape[1] - grid[0] * grid[1]
+    angles = rotary_angles(grid, x.shape[-1], rotary, prefix)
+    first, rest = x[:, :prefix], x[:, prefix:].astype(jnp.float32)
     even, odd = rest[..., ::2], rest[..., 1::2]
     cos, sin = (jnp.cos(angles)[:, None], jnp.sin(angles)[:, None])
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(rest.shape)
     return jnp.concatenate([first, turned.astype(x.dtype)], axis=1)
 
 
-def rotary_angles(grid: Grid, channels: int, rotary: str) -> Float[Array, "n p"]:
-    """Angle of each pair of channels at each patch, row by row, fp32: first the pairs of the row, then the column's.
+def rotary_angles(grid: Grid, channels: int, rotary: str, prefix: int) -> Float[Array, "n p"]:
+    """Angle of each pair of channels at each patch, row by row, fp32.
 
-    "eva": places are scaled to EVA_NATIVE_SIDE, so a finer grid turns in finer steps (Fang et al. 2023).
-    "perception": places count patches (Bolya et al. 2025).
+    "eva": first the pairs of the row, then the column's; places are scaled to EVA_NATIVE_SIDE, so a finer grid turns in
+    finer steps (Fang et al. 2023). "perception": first the pairs of the column, then the row's; places count patches,
+    from 1 where other tokens, which stay at 0, come before them (Bolya et al. 2025).
     """
     pairs = channels // 4
     frequencies = ROTARY_THETA ** -(jnp.arange(pairs, dtype=jnp.float32) / pairs)
-    steps = [EVA_NATIVE_SIDE / side if rotary == "eva" else 1.0 for side in grid]
-    rows, columns = (jnp.arange(side) * step for side, step in zip(grid, steps, strict=True))
-    places = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    if rotary == "eva":
+        rows, columns = (jnp.arange(side) / side * EVA_NATIVE_SIDE for side in grid)
+    else:
+        rows, columns = (jnp.arange(side, dtype=jnp.float32) + min(prefix, 1) for side in grid)
+    axes = jnp.meshgrid(rows, columns, indexing="ij")
+    places = jnp.stack(axes if rotary == "eva" else axes[::-1], axis=-1).reshape(-1, 2)
     return (places[:, :, None] * frequencies).reshape(len(places), -1)

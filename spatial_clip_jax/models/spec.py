@@ -22,14 +22,14 @@ VISION_CHOICES = {
     "position_resize": ("huggingface", "open_clip", "bilinear", "bilinear_antialias"),
     "mlp": ("plain", "swiglu"),
     "rotary": ("none", "eva", "perception"),
-    "pool": ("class", "attention", "mean"),
+    "pool": ("class", "attention", "queries", "mean"),
     "projection": PROJECTIONS,
     "native_view": ("crop", "squash", "patches"),
     "interpolation": ("bicubic", "bilinear"),
 }
 TEXT_CHOICES = {
     "activation": ACTIVATIONS,
-    "pool": ("eos", "last", "mean"),
+    "pool": ("eos", "last", "class", "mean"),
     "projection": PROJECTIONS,
     "position": ("learned", "sinusoidal"),
     "cleaning": ("none", "lower", "canonical"),
@@ -64,8 +64,9 @@ class VisionSpec:
     the blocks. Positions: a learned table, resized by `position_resize` (see `layers.resize_position_table`); rotary
     besides, "eva" or "perception" (see `rotary.py`).
     Head: post_norm of the last block's output; pool "class", the class token, "attention", a learned probe that
-    attends with pool_heads heads and has an MLP of pool_mlp_width (SigLIP), or the "mean" of the patches (towers that
-    were trained without a picture's embedding); projection "linear", "affine" (with bias) or "none".
+    attends with pool_heads heads and has an MLP of pool_mlp_width (SigLIP), "queries", the first of pool_queries that
+    attend with pool_heads heads in the projected space (CoCa), or the "mean" of the patches (towers that were trained
+    without a picture's embedding); projection "linear", "affine" (with bias) or "none".
     Preprocessing: native_view "crop" (short side, then centre square), "squash" (to the square) or "patches" (aspect
     kept, at most as many patches as the position table has: NaFlex); interpolation
     "bicubic" or "bilinear"; mean and std of the channels, for pixels in [0, 1].
@@ -95,6 +96,7 @@ class VisionSpec:
     pool: str = "class"
     pool_heads: int = 0
     pool_mlp_width: int = 0
+    pool_queries: int = 0
     projection: str = "linear"
     native_view: str = "crop"
     interpolation: str = "bicubic"
@@ -115,9 +117,10 @@ class VisionSpec:
     def _check_head(self) -> None:
         if self.pool == "class" and not self.class_token:
             raise ValueError("pool 'class' reads the class token, but class_token is False.")
-        probe = self.pool == "attention"
-        _check_whole(self, "pool_heads", low=int(probe), high=self.width if probe else 0)
+        probe, queries = self.pool == "attention", self.pool == "queries"
+        _check_whole(self, "pool_heads", low=int(probe or queries), high=self.width if probe or queries else 0)
         _check_whole(self, "pool_mlp_width", low=int(probe), high=MAX_SIZE if probe else 0)
+        _check_whole(self, "pool_queries", low=int(queries), high=MAX_SIZE if queries else 0)
         if probe and self.width % self.pool_heads:
             raise ValueError(f"width {self.width} does not divide into {self.pool_heads} pool_heads.")
         if self.rotary != "none" and (self.width // self.heads) % 4:
@@ -157,7 +160,8 @@ class TextSpec:
     """Geometry of a text tower and its special token ids. The defaults are CLIP's.
 
     causal: whether a token sees only those before it. pool: the token that is read, "eos" (the first end-of-text),
-    "last" (of the context: SigLIP, whose texts are padded), or the "mean" of those that are no padding (TIPS).
+    "last" (of the context: SigLIP, whose texts are padded), "class", a learned one behind the padded context that sees
+    no padding (CoCa), or the "mean" of those that are no padding (TIPS).
     position: "learned" table or "sinusoidal" (then tokens are scaled by sqrt(width), TIPS).
     projection: "linear", "affine" (with bias) or "none". bos_token_id is None where texts begin with no token of their
     own. cleaning of a text before it is cut into tokens: "none", "lower" case, or "canonical", without punctuation too.
@@ -213,6 +217,8 @@ class ClipSpec:
                 raise ValueError(
                     f"the {name} tower has no projection: its width {tower.width} must be embed_dim {self.embed_dim}."
                 )
+        if self.vision.pool == "queries" and self.embed_dim % self.vision.pool_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} does not divide into {self.vision.pool_heads} pool_heads.")
 
     @property
     def text_tower(self) -> TextSpec:

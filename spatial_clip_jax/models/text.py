@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from spatial_clip_jax.models.blocks import Block
 from spatial_clip_jax.models.heads import new_projection
@@ -30,8 +30,9 @@ class TextTower(nnx.Module):
     ):
         self.spec, self.dtype = spec, dtype
         self.token_embedding = normal_param((spec.vocab_size, spec.width), 0.02, rngs=rngs)
-        learned = spec.position == "learned"
-        self.position_embedding = normal_param((spec.context_length, spec.width), 0.01, rngs=rngs) if learned else None
+        learned, places = spec.position == "learned", spec.context_length + (spec.pool == "class")
+        self.position_embedding = normal_param((places, spec.width), 0.01, rngs=rngs) if learned else None
+        self.class_embedding = normal_param((spec.width,), 0.01, rngs=rngs) if spec.pool == "class" else None
         self.blocks = nnx.List([Block(spec.block, rngs=rngs, dtype=dtype, impl=attention) for _ in range(spec.layers)])
         self.final_norm = LayerNorm(spec.width, spec.norm_eps, dtype=dtype)
         self.projection = new_projection(spec.width, embed_dim, spec.projection, rngs=rngs, dtype=dtype)
@@ -39,30 +40,45 @@ class TextTower(nnx.Module):
     def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
         """Embedding of each row of token ids, not normalised, fp32; t is at most the context length.
 
-        Read at the first end-of-text token, what follows it (padding) has no influence; read at the last token, rows
-        must be padded to the context length, as the tower was trained.
+        Read at the first end-of-text token, what follows it (padding) has no influence; read at the last or the class
+        token, rows must be padded to the context length, as the tower was trained.
         """
         length = ids.shape[1]
         if length > self.spec.context_length:
             limit = self.spec.context_length
             raise ValueError(f"{length} tokens given, but the context holds {limit}: truncate the ids.")
         x = self.embed(ids).astype(self.dtype)
-        mask = jnp.tril(jnp.ones((length, length), bool)) if self.spec.causal else None
+        mask = self.mask(ids)
         for block in self.blocks:
             x = block(x, mask=mask)
         pooled = self.final_norm(self.pooled(x, ids))
         return (pooled if self.projection is None else self.projection(pooled)).astype(jnp.float32)
 
-    def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b s d"]:
         """Tokens for the first block."""
         tokens = self.token_embedding[...][ids]
+        if self.class_embedding is not None:
+            last = jnp.broadcast_to(self.class_embedding[...], (len(ids), 1, self.spec.width))
+            tokens = jnp.concatenate([tokens, last], axis=1)
         if self.position_embedding is not None:
-            return tokens + self.position_embedding[...][: ids.shape[1]]
+            return tokens + self.position_embedding[...][: tokens.shape[1]]
         return tokens * math.sqrt(self.spec.width) + sinusoids(ids.shape[1], self.spec.width)
 
-    def pooled(self, x: Float[Array, "b t d"], ids: Int[Array, "b t"]) -> Float[Array, "b d"]:
+    def mask(self, ids: Int[Array, "b t"]) -> Bool[Array, "*r s s"] | None:
+        """Where each token may look; None for everywhere."""
+        if not self.spec.causal:
+            return None
+        if self.class_embedding is None:
+            return jnp.tril(jnp.ones((ids.shape[1], ids.shape[1]), bool))
+        # CoCa was trained with this mask one place late: its class token sees the first padding, and seldom itself.
+        seen = jnp.pad(ids != self.spec.pad_token_id, ((0, 0), (1, 0)), constant_values=True)
+        length = seen.shape[1]
+        others = jnp.arange(length) < length - 1
+        return jnp.tril(jnp.ones((length, length), bool)) & (others[:, None] | seen[:, None])
+
+    def pooled(self, x: Float[Array, "b s d"], ids: Int[Array, "b t"]) -> Float[Array, "b d"]:
         """The token that is read, before the final norm."""
-        if self.spec.pool == "last":
+        if self.spec.pool in ("last", "class"):
             return x[:, -1]
         first_eos = jnp.argmax(ids == self.spec.eos_token_id, axis=-1)
         return jnp.take_along_axis(x, first_eos[:, None, None], axis=1)[:, 0]

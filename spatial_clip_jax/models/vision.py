@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from spatial_clip_jax.models.blocks import Block
-from spatial_clip_jax.models.heads import AttentionPool, new_projection
+from spatial_clip_jax.models.heads import new_pool, new_projection
 from spatial_clip_jax.models.layers import LayerNorm, matmul, normal_param
 from spatial_clip_jax.models.positions import Grid, resize_position_table
 from spatial_clip_jax.models.spec import VisionSpec
@@ -89,8 +89,9 @@ class VisionTower(nnx.Module):
         self.pre_norm = LayerNorm(width, spec.norm_eps, dtype=dtype) if spec.pre_norm else None
         self.blocks = nnx.List([self.new_block(rngs=rngs) for _ in range(spec.layers)])
         self.post_norm = LayerNorm(width, spec.norm_eps, dtype=dtype) if spec.post_norm else None
-        self.pool = AttentionPool(spec, rngs=rngs, dtype=dtype, impl=attention) if spec.pool == "attention" else None
-        self.projection = new_projection(width, embed_dim, spec.projection, rngs=rngs, dtype=dtype)
+        self.pool = new_pool(spec, embed_dim, rngs=rngs, dtype=dtype, impl=attention)
+        read = embed_dim if spec.pool == "queries" else width
+        self.projection = new_projection(read, embed_dim, spec.projection, rngs=rngs, dtype=dtype)
 
     def __call__(self, pixels: Float[Array, "b height width 3"]) -> VisionOutput:
         """All intermediates for normalised pixels of any whole number of patches (ValueError otherwise)."""
