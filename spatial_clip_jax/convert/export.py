@@ -16,7 +16,6 @@ from spatial_clip_jax.convert import tables
 from spatial_clip_jax.convert.families import registry
 from spatial_clip_jax.convert.families.adapter import ADAPTER
 from spatial_clip_jax.convert.families.native import NATIVE
-from spatial_clip_jax.convert.families.open_clip import OPEN_CLIP, open_clip_from_spec
 from spatial_clip_jax.convert.source import NATIVE_CONFIG, OPEN_CLIP_CONFIG
 from spatial_clip_jax.models.params import Params, flatten_params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, TextSpec
@@ -70,11 +69,14 @@ def save_clip(
 
 def save_open_clip(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_json: TokenizerJson | None) -> None:
     """Write a folder that open_clip loads as `local-dir:FOLDER`; ValueError where it cannot describe the geometry."""
+    layout = registry.written_by_open_clip(spec)
+    if layout is None:
+        raise ValueError("open_clip has no words for this architecture: save it in our own format.")
     with _staged(folder) as staging:
-        _write_json(staging / OPEN_CLIP_CONFIG, open_clip_from_spec(spec))
+        _write_json(staging / OPEN_CLIP_CONFIG, layout.write(spec))
         if tokenizer_json is not None:
             _write_tokenizer(staging, tokenizer_json, spec.text_tower)
-        _write_weights(staging / "open_clip_model.safetensors", params, OPEN_CLIP, {})
+        _write_weights(staging / "open_clip_model.safetensors", params, layout.namings[0], {})
 
 
 def save_native(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_json: TokenizerJson | None) -> None:
@@ -84,6 +86,13 @@ def save_native(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_js
         if tokenizer_json is not None:
             _write_tokenizer(staging, tokenizer_json, spec.text_tower)
         _write_weights(staging / "model.safetensors", params, NATIVE, {})
+
+
+def save_weights(file: str | Path, params: Params, naming: tables.Naming) -> None:
+    """Write one file of safetensors in the names of any family, for its own code, which holds the geometry itself."""
+    file = Path(file)
+    with _staged(file.parent) as staging:
+        _write_weights(staging / file.name, params, naming, {})
 
 
 def save_adapter(folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from spatial_clip_jax.convert.families import registry
 from spatial_clip_jax.convert.families.hugging_face import Family, Json, triple, with_preprocessing
 from spatial_clip_jax.convert.families.native import NATIVE
-from spatial_clip_jax.convert.families.open_clip import OPEN_CLIP, spec_from_open_clip
 from spatial_clip_jax.convert.files import SUFFIXES, headers
 from spatial_clip_jax.convert.tables import Naming
 from spatial_clip_jax.models.geometries import GEOMETRIES
@@ -50,7 +49,7 @@ def find_source(path: str | Path, spec: ClipSpec | None = None) -> Source:
         files = existing([path / "model.safetensors"], NATIVE_FILES)
         return Source(spec or _native_spec(path), files, NATIVE, _tokenizer(path))
     if (path / OPEN_CLIP_CONFIG).is_file() and not (path / "config.json").is_file():
-        return Source(spec or _open_clip_spec(path), _open_clip_files(path), OPEN_CLIP, _tokenizer(path))
+        return _open_clip(path, spec)
     config = read_json(path / "config.json", CHECKPOINT_FILES)
     with naming(path / "config.json"):
         family = registry.hugging_face(config)
@@ -119,10 +118,13 @@ def _tokenizer(folder: Path) -> Path | None:
     return file if file.is_file() else None
 
 
-def _open_clip_spec(folder: Path) -> ClipSpec:
+def _open_clip(folder: Path, spec: ClipSpec | None) -> Source:
     config = read_json(folder / OPEN_CLIP_CONFIG, OPEN_CLIP_CONFIG)
     with naming(folder / OPEN_CLIP_CONFIG):
-        return spec_from_open_clip(config)
+        layout = registry.open_clip_layout(config)
+        found = spec or layout.read(config)
+    files = _open_clip_files(folder)
+    return Source(found, files, _naming_of(files, layout.namings), _tokenizer(folder))
 
 
 def _native_spec(folder: Path) -> ClipSpec:

@@ -26,6 +26,8 @@ PLACEHOLDERS = {
     "k": "[12]",
     "qkvo": "q|k|v|out",
     "qkv": "q|k|v",
+    "qv": "q|v",
+    "kv": "k|v",
     "gud": "gate|up|down",
     "path": ".+",
 }

@@ -1,6 +1,19 @@
 """Geometries of CLIPs by the name of their checkpoint, for files that do not say their own."""
 
+from typing import Any
+
+from spatial_clip_jax.models.rotary_geometries import EVA, PERCEPTION
 from spatial_clip_jax.models.spec import ClipSpec, TextSpec, VisionSpec
+
+_COCA_VISION: dict[str, Any] = {
+    "activation": "gelu",
+    "position_resize": "open_clip",
+    "post_norm": False,
+    "pool": "queries",
+    "pool_heads": 8,
+    "pool_queries": 256,
+}
+_COCA_TEXT: dict[str, Any] = {"activation": "gelu", "pool": "class", "pad_token_id": 0}
 
 GEOMETRIES: dict[str, ClipSpec] = {
     "tiny": ClipSpec(
@@ -25,6 +38,18 @@ GEOMETRIES: dict[str, ClipSpec] = {
         TextSpec(49408, 77, 1024, 24, 16, 4096, "gelu"),
         embed_dim=1024,
     ),
+    "laion/CoCa-ViT-B-32-laion2B-s13B-b90k": ClipSpec(
+        VisionSpec(224, 32, 768, 12, 12, 3072, **_COCA_VISION),
+        TextSpec(49408, 76, 512, 12, 8, 2048, **_COCA_TEXT),
+        embed_dim=512,
+    ),
+    "laion/CoCa-ViT-L-14-laion2B-s13B-b90k": ClipSpec(
+        VisionSpec(224, 14, 1024, 24, 16, 4096, **_COCA_VISION),
+        TextSpec(49408, 76, 768, 12, 12, 3072, **_COCA_TEXT),
+        embed_dim=768,
+    ),
+    **EVA,
+    **PERCEPTION,
 }
 
 

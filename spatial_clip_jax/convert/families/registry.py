@@ -1,15 +1,22 @@
 """Every family there is, and which of them a checkpoint is of."""
 
-from spatial_clip_jax.convert.families import clip, open_clip, siglip
+import dataclasses
+
+from spatial_clip_jax.convert.families import clip, coca, eva, open_clip, perception, siglip
 from spatial_clip_jax.convert.families.hugging_face import Family, Json
+from spatial_clip_jax.convert.families.open_clip import Layout
 from spatial_clip_jax.convert.tables import Naming
 from spatial_clip_jax.models.spec import ClipSpec
 
 HUGGING_FACE: dict[str, Family] = {family.model_type: family for family in (*clip.FAMILIES, *siglip.FAMILIES)}
+# Architectures in open_clip's files; the last claims whatever the others do not.
+OPEN_CLIP: tuple[Layout, ...] = (*eva.LAYOUTS, *perception.LAYOUTS, *coca.LAYOUTS, open_clip.LAYOUT)
 # What a lone file may be; of two that know as many of its keys, the first.
 NAMINGS: tuple[Naming, ...] = (
     *dict.fromkeys(naming for family in HUGGING_FACE.values() for naming in family.namings),
-    open_clip.OPEN_CLIP,
+    *open_clip.LAYOUT.namings,
+    *perception.NAMINGS,
+    *dict.fromkeys(naming for layout in (*eva.LAYOUTS, *coca.LAYOUTS) for naming in layout.namings),
 )
 
 
@@ -24,6 +31,23 @@ def hugging_face(config: Json) -> Family:
 def written_as(spec: ClipSpec) -> Family | None:
     """The class of transformers that computes what the spec says, if there is one."""
     return next((family for family in HUGGING_FACE.values() if family.describes(spec)), None)
+
+
+def open_clip_layout(config: Json) -> Layout:
+    """The architecture that open_clip_config.json is of."""
+    model = config.get("model_cfg", config)
+    return next(layout for layout in OPEN_CLIP if layout.claims(model))
+
+
+def written_by_open_clip(spec: ClipSpec) -> Layout | None:
+    """The architecture of open_clip that computes what the spec says, if there is one.
+
+    Where there is none to the letter, one that resizes the position table in open_clip's own way will do: at the native
+    size they agree.
+    """
+    resized = dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, position_resize="open_clip"))
+    matches = (layout for wanted in (spec, resized) for layout in OPEN_CLIP if layout.describes(wanted))
+    return next(matches, None)
 
 
 def nearest(keys: list[str], namings: tuple[Naming, ...] = NAMINGS) -> Naming:
