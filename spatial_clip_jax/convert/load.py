@@ -85,14 +85,15 @@ def read_adapter(folder: str | Path, clip: ClipSpec | None = None) -> tuple[Adap
             )
         expected = flatten_params(_abstract_adapter(spec, made_for, embed_dim))
     files = existing([file.with_name("adapter.safetensors")], ADAPTER_FILES)
-    return spec, read_leaves(files, expected, ADAPTER, lambda _, array: array)
+    params, _ = read_leaves(files, expected, ADAPTER, lambda _, array: array)
+    return spec, params
 
 
 def _read_clip(
     source: Source, place: Place, dtype: DTypeLike = jnp.float32, attention: str = "auto"
 ) -> tuple[Any, Params]:
     definition, params = abstract_params(lambda rngs: Clip(source.spec, rngs=rngs, dtype=dtype, attention=attention))
-    leaves = read_leaves(source.files, flatten_params(params), source.naming, place)
+    leaves, _ = read_leaves(source.files, flatten_params(params), source.naming, place)
     scale = float(leaves.get("logit_scale", 0.0))
     if scale > MAX_LOGIT_SCALE:
         raise ValueError(

@@ -1,34 +1,78 @@
 """Weight files to checked parameters: names, shapes, dtypes and values, all faults in one error."""
 
+import dataclasses
 import difflib
-from collections.abc import Callable
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from spatial_clip_jax.convert import tables
-from spatial_clip_jax.convert.files import Tensor, tensors
+from spatial_clip_jax.convert.files import tensors
+from spatial_clip_jax.convert.tensor import DTYPES, Fetch, Tensor
 from spatial_clip_jax.models.params import Params, unflatten_params
 
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 MIN_SIMILARITY = 0.8  # of a name that is suggested for an unexpected one
 MAX_LINES = 20  # of faults that an error lists: a file of another model has hundreds
 MAX_SUGGESTIONS = 20  # a file of another model needs none, and comparing all its names would take a while
+BLOCK = 1 << 17  # values fetched at once: they stay in the processor's cache while they are checked and laid out
+THREADS = min(4, os.cpu_count() or 1)
+ALIGNMENT = 64  # bytes: arrays that begin so are used by JAX on CPU as they are, others are copied
 
 Place = Callable[[str, np.ndarray], Any]
 Expected = dict[str, jax.ShapeDtypeStruct]
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def read_leaves(files: list[Path], expected: Expected, naming: tables.Naming, place: Place) -> Params:
-    """Nested params with one leaf `place(path, fp32 array)` for every path of `expected`, read one by one.
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A tensor's leaves in fp32 and our layout, each None where `fault` says what is wrong; its dtype in the file."""
 
-    ValueError that counts every missing, unexpected, misshapen, non-float or non-finite weight, and lists the first.
+    arrays: dict[str, np.ndarray | None]
+    dtype: str
+    fault: str | None
+
+
+def read_leaves(
+    files: list[Path], expected: Expected, naming: tables.Naming, place: Place
+) -> tuple[Params, dict[str, str]]:
+    """(nested params with one leaf `place(path, fp32 array)` for every path of `expected`, {path: dtype in the file}).
+
+    Dtypes are safetensors' names ("F32", "BF16", ...). Leaves are read one by one, a few at a time: the host holds
+    little more than what `place` keeps. ValueError that counts every missing, unexpected, misshapen, non-float or
+    non-finite weight, and lists the first.
     """
     leaves: dict[str, Any] = {}
+    dtypes: dict[str, str] = {}
     faults: list[str] = []
     unexpected: list[str] = []
+
+    def convert(item: tuple[Tensor, tuple[tables.Mapped, ...]]) -> Converted:
+        return _converted(item[0], item[1], expected)
+
+    for found in _ahead(convert, _mapped(files, expected, naming, unexpected)):
+        faults += [found.fault] if found.fault else []
+        leaves |= {path: None if array is None else place(path, array) for path, array in found.arrays.items()}
+        dtypes |= dict.fromkeys(found.arrays, found.dtype)
+    missing = list(dict.fromkeys(tables.to_theirs(path, naming.table).name for path in expected if path not in leaves))
+    faults += [f"{key}: missing" for key in missing] + _unexpected_faults(unexpected, missing)
+    if faults:
+        names = ", ".join(str(file) for file in files)
+        lines = faults[:MAX_LINES] + [f"... and {len(faults) - MAX_LINES} more"] * (len(faults) > MAX_LINES)
+        raise ValueError(f"{names}: {len(faults)} fault(s) in the weights:\n  " + "\n  ".join(lines))
+    return unflatten_params(leaves), dtypes
+
+
+def _mapped(
+    files: list[Path], expected: Expected, naming: tables.Naming, unexpected: list[str]
+) -> Iterator[tuple[Tensor, tuple[tables.Mapped, ...]]]:
+    """The tensors that hold weights, with where they go; keys that the model lacks are added to `unexpected`."""
     for tensor in tensors(files):
         pieces = tables.to_ours(tensor.key, naming.table)
         if naming.ignores(tensor.key):
@@ -36,43 +80,67 @@ def read_leaves(files: list[Path], expected: Expected, naming: tables.Naming, pl
         if not pieces or any(piece.name not in expected for piece in pieces):
             unexpected.append(tensor.key)
             continue
-        array, fault = _read(tensor, expected[pieces[0].name].shape, pieces[0])
-        faults += [fault] if fault else []
-        leaves |= {
-            name: None if leaf is None else place(name, leaf) for name, leaf in _unstacked(array, pieces, expected)
-        }
-    missing = list(dict.fromkeys(tables.to_theirs(path, naming.table).name for path in expected if path not in leaves))
-    faults += [f"{key}: missing" for key in missing] + _unexpected_faults(unexpected, missing)
-    if faults:
-        names = ", ".join(str(file) for file in files)
-        lines = faults[:MAX_LINES] + [f"... and {len(faults) - MAX_LINES} more"] * (len(faults) > MAX_LINES)
-        raise ValueError(f"{names}: {len(faults)} fault(s) in the weights:\n  " + "\n  ".join(lines))
-    return unflatten_params(leaves)
+        yield tensor, pieces
 
 
-def _read(tensor: Tensor, shape: tuple[int, ...], mapped: tables.Mapped) -> tuple[np.ndarray | None, str | None]:
-    """(fp32 array in their layout, None), or (None, what is wrong with it); the header is checked before reading."""
-    wanted = tables.shape_to_theirs(shape, mapped.layout, mapped.pieces)
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`function` of every item, in order, a few of them in threads: NumPy reads and copies outside Python's lock."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _converted(tensor: Tensor, pieces: tuple[tables.Mapped, ...], expected: Expected) -> Converted:
+    """The tensor's leaves, or its fault; the header is checked before anything is read or allocated."""
+    first, shape = pieces[0], expected[pieces[0].name].shape
+    wanted = tables.shape_to_theirs(shape, first.layout, first.pieces)
+    nothing: dict[str, np.ndarray | None] = {piece.name: None for piece in pieces}
     if tensor.shape != wanted:
-        return None, f"{tensor.key}: shape {tensor.shape}, expected {wanted}"
-    if tensor.dtype not in FLOAT_DTYPES:
-        return None, f"{tensor.key}: dtype {tensor.dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
-    array = tensor.read().astype(np.float32, copy=False)
-    bad = array.size - np.count_nonzero(np.isfinite(array))
-    return (None, f"{tensor.key}: {bad} of {array.size} values are NaN or infinite") if bad else (array, None)
+        return Converted(nothing, tensor.dtype, f"{tensor.key}: shape {tensor.shape}, expected {wanted}")
+    if tensor.dtype not in DTYPES:
+        fault = f"{tensor.key}: dtype {tensor.dtype}, expected one of {', '.join(DTYPES)}"
+        return Converted(nothing, tensor.dtype, fault)
+    fetch = tensor.open()
+    arrays = {piece.name: _aligned_empty(expected[piece.name].shape) for piece in pieces}
+    bad = sum(_fill(arrays[piece.name], piece, fetch) for piece in pieces)
+    if bad:
+        total = math.prod(tensor.shape)
+        return Converted(nothing, tensor.dtype, f"{tensor.key}: {bad} of {total} values are NaN or infinite")
+    return Converted({**arrays}, tensor.dtype, None)
 
 
-def _unstacked(
-    array: np.ndarray | None, pieces: tuple[tables.Mapped, ...], expected: Expected
-) -> list[tuple[str, np.ndarray | None]]:
-    """(our path, array in our layout) of each piece; None for each piece of a tensor that could not be used."""
-    if array is None:
-        return [(piece.name, None) for piece in pieces]
-    parts = np.split(array, len(pieces)) if len(pieces) > 1 else [array]
-    return [
-        (piece.name, tables.array_to_ours(part, piece.layout, expected[piece.name].shape))
-        for piece, part in zip(pieces, parts, strict=True)
-    ]
+def _fill(ours: np.ndarray, piece: tables.Mapped, fetch: Fetch) -> int:
+    """Writes a piece of their tensor to our array, block by block; the number of values that are not finite."""
+    axes = tables.AXES_TO_THEIRS.get(piece.layout, tuple(range(ours.ndim)))
+    theirs = np.atleast_1d(ours.transpose(axes))  # a view in the order that the values have in the file
+    row, start, bad = math.prod(theirs.shape[1:]), piece.piece * ours.size, 0
+    step = max(1, BLOCK // max(1, row))
+    for first in range(0, len(theirs), step):
+        rows = theirs[first : first + step]
+        block = fetch(start + first * row, start + (first + len(rows)) * row)
+        with np.errstate(over="ignore"):  # of a float64 beyond float32: counted below
+            rows[...] = block.reshape(rows.shape)
+        bad += _not_finite(block if block.dtype == np.float32 else rows)
+    return bad
+
+
+def _not_finite(values: np.ndarray) -> int:
+    """How many values are NaN or infinite; one sum tells that none is, unless it overflows, and needs no memory."""
+    with np.errstate(all="ignore"):
+        return 0 if np.isfinite(values.sum()) else int(values.size - np.count_nonzero(np.isfinite(values)))
+
+
+def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
+    """An fp32 array of undefined values that begins at a multiple of `ALIGNMENT`."""
+    size = 4 * math.prod(shape)
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    skip = -memory.ctypes.data % ALIGNMENT
+    return memory[skip : skip + size].view(np.float32).reshape(shape)
 
 
 def _unexpected_faults(unexpected: list[str], missing: list[str]) -> list[str]:
