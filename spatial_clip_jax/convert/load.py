@@ -109,7 +109,7 @@ def _abstract_adapter(spec: AdapterSpec, vision: VisionSpec, embed_dim: int) -> 
 
 def _placer(shardings: Shardings | None) -> Place:
     if shardings is None:
-        return lambda _, array: jnp.asarray(array)
+        return lambda _, array: jax.device_put(array)  # on CPU the array itself, where jnp.asarray copies it
 
     def place(path: str, array: np.ndarray) -> jax.Array:
         if not callable(shardings) and path not in shardings:

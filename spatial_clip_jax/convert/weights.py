@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,11 +24,11 @@ MAX_LINES = 20  # of faults that an error lists: a file of another model has hun
 MAX_SUGGESTIONS = 20  # a file of another model needs none, and comparing all its names would take a while
 BLOCK = 1 << 17  # values fetched at once: they stay in the processor's cache while they are checked and laid out
 THREADS = min(4, os.cpu_count() or 1)
+PADDING = 16  # values after each row of a block to be transposed: rows a power of two apart share cache lines
 ALIGNMENT = 64  # bytes: arrays that begin so are used by JAX on CPU as they are, others are copied
 
 Place = Callable[[str, np.ndarray], Any]
 Expected = dict[str, jax.ShapeDtypeStruct]
-Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,11 @@ def read_leaves(
     dtypes: dict[str, str] = {}
     faults: list[str] = []
     unexpected: list[str] = []
-
-    def convert(item: tuple[Tensor, tuple[tables.Mapped, ...]]) -> Converted:
-        return _converted(item[0], item[1], expected)
-
-    for found in _ahead(convert, _mapped(files, expected, naming, unexpected)):
+    tasks = (
+        functools.partial(_converted, tensor, pieces, expected)
+        for tensor, pieces in _mapped(files, expected, naming, unexpected)
+    )
+    for found in _ahead(tasks):
         faults += [found.fault] if found.fault else []
         leaves |= {path: None if array is None else place(path, array) for path, array in found.arrays.items()}
         dtypes |= dict.fromkeys(found.arrays, found.dtype)
@@ -83,12 +84,12 @@ def _mapped(
         yield tensor, pieces
 
 
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`function` of every item, in order, a few of them in threads: NumPy reads and copies outside Python's lock."""
+def _ahead(tasks: Iterable[Callable[[], Converted]]) -> Iterator[Converted]:
+    """The tasks' results in order, a few under way in threads: NumPy reads and copies outside Python's lock."""
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
+        waiting: deque[Future[Converted]] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(task))
             if len(waiting) > THREADS:
                 yield waiting.popleft().result()
         while waiting:
@@ -120,12 +121,16 @@ def _fill(ours: np.ndarray, piece: tables.Mapped, fetch: Fetch) -> int:
     theirs = np.atleast_1d(ours.transpose(axes))  # a view in the order that the values have in the file
     row, start, bad = math.prod(theirs.shape[1:]), piece.piece * ours.size, 0
     step = max(1, BLOCK // max(1, row))
+    padded = np.empty((step, row + PADDING), np.float32)[:, :row] if theirs.ndim == 2 and axes == (1, 0) else None
     for first in range(0, len(theirs), step):
         rows = theirs[first : first + step]
-        block = fetch(start + first * row, start + (first + len(rows)) * row)
+        block = fetch(start + first * row, start + (first + len(rows)) * row).reshape(rows.shape)
+        values = rows if padded is None else padded[: len(rows)]
         with np.errstate(over="ignore"):  # of a float64 beyond float32: counted below
-            rows[...] = block.reshape(rows.shape)
-        bad += _not_finite(block if block.dtype == np.float32 else rows)
+            values[...] = block
+        bad += _not_finite(values)
+        if values is not rows:
+            rows[...] = values
     return bad
 
 
