@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from spatial_clip_jax.convert.config import config_from_spec
 
 from spatial_clip_jax.convert import tables
-from spatial_clip_jax.convert.config import config_from_spec
 from spatial_clip_jax.models.clip import Clip
 from spatial_clip_jax.models.params import abstract_params, flatten_params
 from spatial_clip_jax.models.spec import GEOMETRIES, ClipSpec
