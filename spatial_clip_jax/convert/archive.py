@@ -19,7 +19,14 @@ DAMAGE = (
     ValueError,
 )
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then the lengths of the name and of the extra field
+SIGNATURE = b"PK\x03\x04"
 ENCRYPTED = 0x1
+
+
+def begins_as_one(file: Path) -> bool:
+    """Whether the file's first bytes are those of an archive with entries."""
+    with file.open("rb") as opened:
+        return opened.read(4) == SIGNATURE
 
 
 def entries(file: Path) -> list[zipfile.ZipInfo]:
@@ -44,7 +51,7 @@ def data_offset(file: Path, entry: zipfile.ZipInfo) -> int:
     with file.open("rb") as opened:
         opened.seek(entry.header_offset)
         head = opened.read(LOCAL_HEADER.size)
-    if len(head) < LOCAL_HEADER.size or head[:4] != b"PK\x03\x04":
+    if len(head) < LOCAL_HEADER.size or head[:4] != SIGNATURE:
         raise ValueError(f"{file}: the entry {entry.filename} is damaged.")
     _, name, extra = LOCAL_HEADER.unpack(head)
     begin = entry.header_offset + LOCAL_HEADER.size + name + extra

@@ -91,10 +91,18 @@ def naming(file: Path) -> Iterator[None]:
 
 def existing(files: list[Path], wanted: str) -> list[Path]:
     """The files themselves; FileNotFoundError naming the absent ones and what the folder should hold."""
-    absent = ", ".join(str(file) for file in files if not file.is_file())
+    absent = ", ".join(str(file) for file in files if not _is_file(file))
     if absent:
         raise FileNotFoundError(f"{absent} not found: a checkpoint folder holds {wanted}.")
     return files
+
+
+def _is_file(path: Path) -> bool:
+    """False for what cannot be a file's name too: one that is too long, or not text."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _file(path: Path, spec: ClipSpec | None) -> Source:

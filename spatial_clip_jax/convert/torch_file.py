@@ -30,7 +30,7 @@ def torch_tensors(file: Path) -> list[Tensor]:
 
 def _entries(file: Path) -> dict[str, zipfile.ZipInfo]:
     """Entries by their name inside the archive's one folder; refuses what torch.save does not write."""
-    if not zipfile.is_zipfile(file):
+    if not archive.begins_as_one(file):
         raise ValueError(
             f"{file} is truncated, or a pickle older than PyTorch 1.6: load it there with weights_only=True and save "
             "it as safetensors (safetensors.torch.save_file)."
