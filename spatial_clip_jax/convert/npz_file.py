@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spatial_clip_jax.convert import archive
-from spatial_clip_jax.convert.tensor import DTYPES, Fetch, Tensor, fetch_from, stored
+from spatial_clip_jax.convert.tensor import DTYPES, Fetch, Tensor, fetch_from, known_dtype, stored
 
 MAX_RATIO = 200  # of all values to the file's size: weights hardly compress, a bomb does a thousandfold
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy.savez and savez_compressed write
@@ -39,8 +39,9 @@ def _tensor(file: Path, entry: zipfile.ZipInfo) -> Tensor:
         return stored(file, key, shape, name, archive.data_offset(file, entry) + begin)
 
     def unpacked() -> Fetch:
-        values = _values(file, entry, begin, dtype)
-        return fetch_from(values.reshape(shape, order="F" if fortran else "C").astype(DTYPES[name], copy=False))
+        wanted, values = known_dtype(key, name), _values(file, entry, begin, dtype)
+        plain = values.view(wanted) if dtype.kind == "V" else values.astype(wanted, copy=False)
+        return fetch_from(plain.reshape(shape, order="F" if fortran else "C"))
 
     return Tensor(key, shape, name, unpacked)
 
