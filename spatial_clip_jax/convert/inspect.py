@@ -125,7 +125,7 @@ def _vision_sizes(ours: Shapes) -> dict[str, int]:
 def _text_sizes(ours: Shapes) -> dict[str, int]:
     tokens, table = ours.get("text/token_embedding"), ours.get("text/position_embedding")
     sizes = {} if tokens is None else {"text.vocab_size": tokens[0], "text.width": tokens[1]}
-    return sizes | ({} if table is None else {"text.context_length": table[0]})
+    return sizes | ({} if table is None else {"text.context_length": table[0] - ("text/class_embedding" in ours)})
 
 
 def _tower_sizes(ours: Shapes, tower: str) -> dict[str, int]:

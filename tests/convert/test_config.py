@@ -13,13 +13,14 @@ from spatial_clip_jax.models.geometries import GEOMETRIES, named_spec
 from spatial_clip_jax.models.spec import ClipSpec
 
 CLIP = registry.HUGGING_FACE["clip"]
+CLIPS = [name for name in GEOMETRIES if name.startswith(("tiny", "openai/", "laion/CLIP-"))]
 
 
 def read(config: dict, preprocessor: dict) -> ClipSpec:
     return registry.hugging_face(config).spec(config, preprocessor)
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", CLIPS)
 def test_specs_survive_the_round_trip(name: str):
     spec = GEOMETRIES[name]
     vision = dataclasses.replace(spec.vision, mean=(0.5, 0.4, 0.3), position_resize="open_clip")
@@ -28,7 +29,7 @@ def test_specs_survive_the_round_trip(name: str):
     assert read(*files) == spec
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", CLIPS)
 def test_transformers_reads_the_same_geometry(name: str):
     spec = GEOMETRIES[name]
     config = CLIPConfig(**CLIP.write(spec))

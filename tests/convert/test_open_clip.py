@@ -118,7 +118,7 @@ def test_open_clip_to_here_to_open_clip_is_bit_equal(tmp_path: Path):
     random_open_clip(1).load_state_dict({**after, "attn_mask": before["attn_mask"]})
 
 
-@pytest.mark.parametrize("name", [name for name in GEOMETRIES if name != "tiny"])
+@pytest.mark.parametrize("name", [name for name in GEOMETRIES if name.startswith(("openai/", "laion/CLIP-"))])
 def test_geometries_survive_open_clips_configuration(name: str):
     spec, config = GEOMETRIES[name], json.loads(json.dumps(open_clip_from_spec(GEOMETRIES[name])))
     found = spec_from_open_clip(config)

@@ -18,6 +18,15 @@ PUBLISHED_PARAMETERS = {
     "openai/clip-vit-large-patch14-336": 427_944_193,
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": 986_109_441,
 }
+# (vision, text) in millions, as open_clip's table of models has them; PE's vision tower to the last one.
+PUBLISHED_MILLIONS = {
+    "EVA02-CLIP-B-16": (86.26, 63.43),
+    "EVA02-CLIP-L-14": (304.11, 123.65),
+    "EVA02-CLIP-L-14-336": (304.43, 123.65),
+    "laion/CoCa-ViT-B-32-laion2B-s13B-b90k": (89.16, 63.43),
+    "laion/CoCa-ViT-L-14-laion2B-s13B-b90k": (306.72, 123.65),
+    "facebook/PE-Core-S16-384": (23.782656, None),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
@@ -26,8 +35,18 @@ def test_named_geometry_has_the_published_number_of_parameters(name: str):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PUBLISHED_PARAMETERS[name]
 
 
+@pytest.mark.parametrize("name", PUBLISHED_MILLIONS)
+def test_each_tower_has_the_published_number_of_parameters(name: str):
+    _, params = abstract_params(lambda rngs: Clip(named_spec(name), rngs=rngs))
+    for tower, millions in zip(("vision", "text"), PUBLISHED_MILLIONS[name], strict=True):
+        digits = len(str(millions).partition(".")[2])
+        counted = sum(leaf.size for leaf in jax.tree.leaves(params[tower])) / 1e6
+        assert millions is None or round(counted, digits) == millions
+
+
 def test_only_laion_weights_use_the_exact_gelu():
-    activations = {name: (spec.vision.activation, spec.text.activation) for name, spec in GEOMETRIES.items()}
+    clips = {name: spec for name, spec in GEOMETRIES.items() if name.startswith(("tiny", "openai/", "laion/CLIP-"))}
+    activations = {name: (spec.vision.activation, spec.text.activation) for name, spec in clips.items()}
     exact = [name for name, used in activations.items() if used == ("gelu", "gelu")]
     assert exact == ["laion/CLIP-ViT-H-14-laion2B-s32B-b79K"]
 
