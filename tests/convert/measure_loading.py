@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from spatial_clip_jax.convert.config import config_from_spec
 
 from spatial_clip_jax.convert import tables
+from spatial_clip_jax.convert.families.clip import CLIP, write_clip
 from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.geometries import GEOMETRIES
 from spatial_clip_jax.models.params import abstract_params, flatten_params
-from spatial_clip_jax.models.spec import GEOMETRIES, ClipSpec
+from spatial_clip_jax.models.spec import ClipSpec
 
 Figures = dict[str, float]
 MEMORY_BOUND, TIME_BOUND = 1.3, 1.5  # the goals; loading is within the first alone
@@ -40,10 +41,10 @@ def write_checkpoint(folder: Path, spec: ClipSpec) -> dict[str, Path]:
 
     random, state = np.random.default_rng(0), {}
     for path, leaf in flatten_params(abstract_params(lambda rngs: Clip(spec, rngs=rngs))[1]).items():
-        key = tables.to_theirs(path, tables.CLIP_TABLE)
+        key = tables.to_theirs(path, CLIP.table)
         shape = tables.shape_to_theirs(leaf.shape, key.layout)
         state[key.name] = torch.from_numpy(np.asarray(0.02 * random.standard_normal(shape, np.float32), np.float32))
-    (folder / "config.json").write_text(json.dumps(config_from_spec(spec)))
+    (folder / "config.json").write_text(json.dumps(write_clip(spec)))
     files = {suffix: folder / f"model.{suffix}" for suffix in ("safetensors", "pt")}
     save_file(state, files["safetensors"])
     torch.save(state, files["pt"])

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from spatial_clip_jax.convert import tables, weights
+from spatial_clip_jax.convert import weights
+from spatial_clip_jax.convert.families.clip import CLIP
 from spatial_clip_jax.convert.files import headers, tensors
 from spatial_clip_jax.convert.load import read_checkpoint
 from spatial_clip_jax.convert.weights import read_leaves
@@ -32,7 +33,7 @@ def expected(count: int, shape: tuple[int, int]) -> dict[str, jax.ShapeDtypeStru
 
 
 def read(file: Path, count: int, shape: tuple[int, int]):
-    return read_leaves([file], expected(count, shape), tables.CLIP_TABLE, lambda _, array: array)
+    return read_leaves([file], expected(count, shape), CLIP, lambda _, array: array)
 
 
 def layers(count: int, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
