@@ -16,6 +16,7 @@ DAMAGE = (
     RuntimeError,
     UnicodeError,
     OverflowError,
+    LookupError,
     ValueError,
 )
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then the lengths of the name and of the extra field
