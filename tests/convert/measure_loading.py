@@ -136,7 +136,7 @@ def report(suffix: str, size: int, ours: Figures, theirs: Figures) -> None:
     print(f".{suffix}: {size / 1e9:.2f} GB")
     print(f"  peak memory: {ours['peak']:.2f} x its size (bound {MEMORY_BOUND}); PyTorch's {theirs['peak']:.2f}")
     print(
-        f"  load_clip: {ours['load_clip']:.2f} s, of which reading takes {ours['reading']:.2f} s once pages are there"
+        f"  load_clip: {ours['load_clip']:.2f} s; a second reading alone, in the same process: {ours['reading']:.2f} s"
     )
     for name in ("fresh", "again"):
         ratio = ours["reading"] / theirs[name]
