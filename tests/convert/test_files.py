@@ -24,8 +24,8 @@ from spatial_clip_jax.convert.weights import read_leaves
 from tests.convert.measure_loading import MEMORY_BOUND, large_spec, measure, write_checkpoint
 
 LAYER = "text_model.encoder.layers.{}.mlp.fc1.weight"
-# To PyTorch's time into new memory. The goal, TIME_BOUND, is not reached: 1.9 to 3.1 were measured on two busy cores. This
-# guards against the worst alone; it would not notice the threads or the padding gone.
+# To PyTorch's time into new memory. The goal, TIME_BOUND, is not reached: 1.9 to 3.1 were measured on two busy cores.
+# This guards against the worst alone: it would not notice the threads or the padding gone.
 SLOWEST_RATIO = 6.0
 
 
