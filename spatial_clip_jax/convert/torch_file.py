@@ -1,35 +1,38 @@
-"""PyTorch's archives (torch.save) as tensors, read as data and without torch: no name in them is imported or called.
-
-The archive holds a pickle, which describes the containers and says which entry has which tensor's values. See
-`torch_pickle` for how it is read.
-"""
+"""PyTorch's archives (torch.save) as tensors, by torch's own reader of plain weights, which runs no code of theirs."""
 
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from spatial_clip_jax.convert import archive
-from spatial_clip_jax.convert.tensor import DTYPES, Fetch, Tensor, fetch_from, known_dtype, stored
-from spatial_clip_jax.convert.torch_pickle import Refused, Strided, unpickled
+from spatial_clip_jax.convert.tensor import Fetch, Tensor, known_dtype
 
+# Safetensors' names of the types that weights may have.
+TORCH_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Where training scripts keep the state dict, and what distributed wrappers put before every key.
 WRAPPERS, WRAPPER_PREFIX = ("state_dict", "model"), "module."
-MAX_PICKLE = 32 << 20  # bytes: that of a model and its optimizer has thousands of names, not millions
 
 
 def torch_tensors(file: Path) -> list[Tensor]:
     """Every tensor of the state dict; ValueError for a damaged or foreign file, or one with more than tensors."""
-    entries = _entries(file)
-    content = _state_dict(_content(file, entries), file)
+    sizes = _entry_sizes(file)
+    content = _state_dict(_loaded(file), file)
+    damaged = [key for key, value in content.items() if value.untyped_storage().nbytes() not in sizes]
+    if damaged:  # torch maps as many bytes as the pickle says, be they of the next entry
+        raise ValueError(f"{file}: {damaged[0]} is larger or smaller than what the file has of it: it is damaged.")
     prefix = WRAPPER_PREFIX if all(key.startswith(WRAPPER_PREFIX) for key in content) else ""
-    return [_tensor(file, entries, key.removeprefix(prefix), value) for key, value in content.items()]
+    return [_tensor(key.removeprefix(prefix), value) for key, value in content.items()]
 
 
-def _entries(file: Path) -> dict[str, zipfile.ZipInfo]:
-    """Entries by their name inside the archive's one folder; refuses what torch.save does not write."""
+def _entry_sizes(file: Path) -> set[int]:
+    """Sizes of the archive's entries in bytes; ValueError for what torch.save does not write.
+
+    Old pickles, TorchScript with its code, compressed entries (zip bombs).
+    """
     if not archive.begins_as_one(file):
         raise ValueError(
             f"{file} is truncated, or a pickle older than PyTorch 1.6: load it there with weights_only=True and save "
@@ -43,60 +46,59 @@ def _entries(file: Path) -> dict[str, zipfile.ZipInfo]:
         )
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in found.values()):
         raise ValueError(f"{file} has compressed entries, which torch.save never writes: it was not loaded.")
-    return found
+    return {entry.file_size for entry in found.values()}
 
 
-def _content(file: Path, entries: Mapping[str, zipfile.ZipInfo]) -> Any:
-    if "data.pkl" not in entries or entries["data.pkl"].file_size > MAX_PICKLE:
-        raise ValueError(f"{file} is no archive of torch.save, or holds much more than a model: it was not loaded.")
-    if "byteorder" in entries and _bytes(file, entries["byteorder"]) != b"little":
-        raise ValueError(f"{file} was written by a big-endian machine: save it as safetensors there.")
+def _loaded(file: Path) -> Any:
+    """The file's content, tensors mapped from disk."""
+    torch = _torch()
     try:
-        return unpickled(_bytes(file, entries["data.pkl"]))
-    except Refused as error:
-        raise ValueError(f"{file} holds more than tensors, or is damaged ({error}): it was not loaded.") from error
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # damaged bytes fail in as many ways as a pickle has opcodes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{file} holds more than tensors, or is damaged ({reason}): it was not loaded.") from error
 
 
-def _bytes(file: Path, entry: zipfile.ZipInfo) -> bytes:
-    """A small entry's content, checked by the archive's checksum."""
-    try:
-        with zipfile.ZipFile(file) as opened:
-            return opened.read(entry)
-    except archive.DAMAGE as error:
-        raise ValueError(f"{file}: {entry.filename} is damaged ({error}).") from error
-
-
-def _state_dict(content: Any, file: Path) -> dict[str, Strided]:
+def _state_dict(content: Any, file: Path) -> dict[str, Any]:
     """The state dict itself, or the one that a training script wrapped with its step and optimizer."""
     for name in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    foreign = not isinstance(content, dict) or not content
-    others = [] if foreign else [str(k)[:80] for k, v in content.items() if not isinstance(v, Strided)]
+    foreign = not isinstance(content, Mapping) or not content
+    others = [] if foreign else [str(k)[:80] for k, v in content.items() if not isinstance(v, _torch().Tensor)]
     if foreign or others:
         held = f"also {', '.join(others[:5])}" if others else f"a {type(content).__name__}"
         raise ValueError(f"{file} is no state dict: expected names of tensors, it holds {held}.")
     if not all(isinstance(key, str) for key in content):
         raise ValueError(f"{file} is no state dict: not all its names are text.")
-    return content
+    return dict(content)
 
 
-def _tensor(file: Path, entries: Mapping[str, zipfile.ZipInfo], key: str, value: Strided) -> Tensor:
-    """ValueError for a tensor that reaches out of its entry. Only the types of weights can be opened."""
-    entry = entries.get(f"data/{value.storage}")
-    if entry is None:
-        raise ValueError(f"{file} lacks the values of {key}: it is truncated or damaged.")
-    begin = archive.data_offset(file, entry)
-    if value.dtype in DTYPES and value.end * DTYPES[value.dtype].itemsize > entry.file_size:
-        raise ValueError(f"{file}: {key} is larger than what the file has of it: it is damaged.")
-    if value.dtype not in DTYPES or value.contiguous:
-        size = DTYPES[value.dtype].itemsize if value.dtype in DTYPES else 0
-        return stored(file, key, value.shape, value.dtype, begin + size * value.offset)
+def _tensor(key: str, value: Any) -> Tensor:
+    name = str(value.dtype).removeprefix("torch.")
+    dtype = TORCH_DTYPES.get(name, name)
 
-    def gathered() -> Fetch:
-        dtype = known_dtype(key, value.dtype)
-        span = stored(file, key, (value.end - value.offset,), value.dtype, begin + dtype.itemsize * value.offset).read()
-        strides = [dtype.itemsize * stride for stride in value.strides]
-        return fetch_from(np.lib.stride_tricks.as_strided(span, value.shape, strides, writeable=False))
+    def opened() -> Fetch:
+        known_dtype(key, dtype)
+        flat = value.detach().reshape(-1)
+        return lambda start, stop: _numpy(flat[start:stop])
 
-    return Tensor(key, value.shape, value.dtype, gathered)
+    return Tensor(key, tuple(value.shape), dtype, opened)
+
+
+def _numpy(values: Any) -> np.ndarray:
+    """In their own type; NumPy has no bfloat16 of its own, so its bits go over as integers."""
+    torch = _torch()
+    return (
+        values.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if values.dtype is torch.bfloat16 else values.numpy()
+    )
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            "PyTorch files need torch: pip install 'spatial-clip-jax[torch]', or use safetensors."
+        ) from error
+    return torch
