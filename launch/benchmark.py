@@ -56,7 +56,7 @@ def benchmark(section: ConfigDict, adapted: SpatialClip, fusion: FusionSettings,
 
 def _rows(adapted: SpatialClip, fusion: FusionSettings, teacher_scales: tuple[float, ...]) -> dict[str, Row]:
     original = adapted.without_adapter()
-    rows = [Row(name, _one_pass(original, name), original.encode_image, SCALES) for name in READOUTS]
+    rows = [Row(name, _one_pass(original, name), original.encode_image, SCALES) for name in original.towers.readouts]
     rows.append(Row("fusion", _fused(original, fusion), original.encode_image, teacher_scales))
     if adapted.adapter_spec:
         rows.append(Row("adapter", _one_pass(adapted, "adapter"), adapted.encode_image, SCALES))

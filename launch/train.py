@@ -19,7 +19,7 @@ from spatial_clip_jax.data.stream import PictureStream
 from spatial_clip_jax.fusion.encoders import fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.params import Params
-from spatial_clip_jax.models.spec import AdapterSpec, VisionSpec
+from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec
 from spatial_clip_jax.train.adaptation import Objectives, adaptation_loss, read_section
 from spatial_clip_jax.train.distributed import initialize, is_main, main_first, to_host
 from spatial_clip_jax.train.loop import TrainResult, train
@@ -69,7 +69,7 @@ def adaptation_task(config: ConfigDict, model: SpatialClip, adapter: AdapterSpec
     return Task(params, frozen, adaptation_loss(towers, objectives, fusion), batches, stream.counters)
 
 
-def _check_scale(scale: float, vision: VisionSpec) -> None:
+def _check_scale(scale: float, vision: AnyVisionSpec) -> None:
     side = scale * vision.image_size
     if not 0 < side < math.inf or round(side) % vision.patch_size:
         raise ValueError(

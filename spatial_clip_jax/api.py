@@ -24,11 +24,11 @@ from spatial_clip_jax.fusion import encoders
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers
 from spatial_clip_jax.fusion.settings import FusionSettings, average_maps
 from spatial_clip_jax.models.adapter import SpatialAdapter
+from spatial_clip_jax.models.clip import similarity_scale, vision_tower
 from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.models.params import Params, abstract_params, init_module, join_params, split_params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, is_finite
 from spatial_clip_jax.models.text import TextTower
-from spatial_clip_jax.models.vision import VisionTower
 from spatial_clip_jax.tasks.classify import classify
 from spatial_clip_jax.tasks.ground import ground
 from spatial_clip_jax.tasks.heatmap import GENERIC_PHRASES, similarity
@@ -108,11 +108,12 @@ class SpatialClip:
         self.tokenizer_json = tokenizer_file.read_bytes() if tokenizer_file else None
         if self.tokenizer is not None:
             check_tokenizer(self.tokenizer, spec.text_tower, str(tokenizer_file))
-        self.settings, self.readout = Settings(), TRAINING_FREE
+        self.settings = Settings()
         self.adapter_spec: AdapterSpec | None = None
         self.clip_params: Params = jax.tree.map(jnp.asarray, params)
         self.params: Params = {"vision": self.clip_params["vision"]}
         self.towers = Towers(spec.vision, _vision_definition(spec))
+        self.readout = _training_free(self.towers)
         self._text = None if spec.text is None else _text_definition(spec)
 
     def with_adapter(self, spec: AdapterSpec, params: Params, settings: Settings | None = None) -> "SpatialClip":
@@ -126,7 +127,7 @@ class SpatialClip:
     def without_adapter(self) -> "SpatialClip":
         """The same CLIP as it was loaded."""
         model = copy.copy(self)
-        model.adapter_spec, model.settings, model.readout = None, Settings(), TRAINING_FREE
+        model.adapter_spec, model.settings, model.readout = None, Settings(), _training_free(self.towers)
         model.params = {"vision": self.params["vision"]}
         model.towers = Towers(self.spec.vision, self.towers.vision)
         return model
@@ -213,7 +214,7 @@ class SpatialClip:
         Of a SigLIP each by itself (a sigmoid), as it was trained; of others, among the texts (a softmax).
         """
         embeddings = self.encode_text(checked_phrases(texts))
-        scale, bias = float(np.exp(self.clip_params["logit_scale"])), self.clip_params.get("logit_bias")
+        scale, bias = similarity_scale(self.clip_params), self.clip_params.get("logit_bias")
         return classify(self.encode_image(images), embeddings, scale, None if bias is None else float(bias))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -257,7 +258,12 @@ class SpatialClip:
 
 
 def _vision_definition(spec: ClipSpec) -> Any:
-    return abstract_params(lambda rngs: VisionTower(spec.vision, spec.embed_dim, rngs=rngs))[0]
+    return abstract_params(lambda rngs: vision_tower(spec.vision, spec.embed_dim, rngs=rngs))[0]
+
+
+def _training_free(towers: Towers) -> str:
+    """The read-out where none is named: TRAINING_FREE, but of a tower that lacks it the first it has."""
+    return TRAINING_FREE if TRAINING_FREE in towers.readouts else towers.readouts[0]
 
 
 def _text_definition(spec: ClipSpec) -> Any:
@@ -268,7 +274,7 @@ def adapter_definition(adapter: AdapterSpec, clip: ClipSpec) -> Any:
     """The static half of an adapter for a CLIP of this geometry."""
 
     def build(rngs: Any) -> SpatialAdapter:
-        return SpatialAdapter(adapter, VisionTower(clip.vision, clip.embed_dim, rngs=rngs), rngs=rngs)
+        return SpatialAdapter(adapter, vision_tower(clip.vision, clip.embed_dim, rngs=rngs), rngs=rngs)
 
     return abstract_params(build)[0]
 

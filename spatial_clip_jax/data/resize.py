@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from spatial_clip_jax.data.decode import MAX_PIXELS
-from spatial_clip_jax.models.spec import VisionSpec
+from spatial_clip_jax.models.spec import AnyVisionSpec
 
 Picture = UInt8[np.ndarray, "H W 3"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -57,7 +57,7 @@ def resized(picture: Picture, size: tuple[int, int], interpolation: str = "bicub
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), FILTERS[interpolation]))
 
 
-def native_view(picture: Picture, spec: VisionSpec) -> UInt8[np.ndarray, "h w 3"]:
+def native_view(picture: Picture, spec: AnyVisionSpec) -> UInt8[np.ndarray, "h w 3"]:
     """What the checkpoint's own preprocessing makes of the picture, before normalising."""
     side = spec.image_size
     if spec.native_view == "crop":

@@ -51,16 +51,17 @@ def check_tokenizer(tokenizer: Tokenizer, text: TextSpec, name: str) -> None:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], spec: TextSpec) -> Int[np.ndarray, "k t"]:
-    """Token ids (k, context_length), int32: the start token if there is one, text, end token, padding.
+    """Token ids (k, context_length), int32: start token and end token where there are such, padding.
 
     Long texts are cut and keep their end token.
     """
     start = [] if spec.bos_token_id is None else [spec.bos_token_id]
-    room = spec.context_length - len(start) - 1
+    end = [] if spec.eos_token_id is None else [spec.eos_token_id]
+    room = spec.context_length - len(start) - len(end)
     ids = np.full((len(texts), spec.context_length), spec.pad_token_id, np.int32)
     cleaned = [cleaned_text(text, spec.cleaning) for text in texts]
     for row, encoding in zip(ids, tokenizer.encode_batch(cleaned, add_special_tokens=False), strict=True):
-        words = [*start, *encoding.ids[:room], spec.eos_token_id]
+        words = [*start, *encoding.ids[:room], *end]
         row[: len(words)] = words
     return ids
 

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from spatial_clip_jax.fusion.core import Trunk, unit_length
 from spatial_clip_jax.fusion.settings import FusionSettings, fused_map
 from spatial_clip_jax.models.params import Params, join_params
-from spatial_clip_jax.models.readout import READOUTS, dense_map
-from spatial_clip_jax.models.spec import VisionSpec
+from spatial_clip_jax.models.readout import dense_map, readouts_of
+from spatial_clip_jax.models.resnet import ResNetTower
+from spatial_clip_jax.models.spec import AnyVisionSpec, ResNetSpec
 from spatial_clip_jax.models.vision import VisionOutput, VisionTower, preprocess
 
 Images = UInt8[Array, "b H W 3"]
@@ -27,22 +28,24 @@ ADAPTER = "adapter"
 class Towers:
     """Static definitions of the vision tower and, where there is one, its adapter; hashable, so static under jit."""
 
-    spec: VisionSpec
+    spec: AnyVisionSpec
     vision: Any
     adapter: Any = None
 
     @property
     def readouts(self) -> tuple[str, ...]:
         """The names `dense_maps` takes."""
-        return (*READOUTS, ADAPTER) if self.adapter is not None else tuple(READOUTS)
+        return readouts_of(self.spec) + ((ADAPTER,) if self.adapter is not None else ())
 
     def check(self, readout: str) -> None:
         """ValueError for an unknown read-out, listing the valid ones."""
         if readout not in self.readouts:
             hint = "" if self.adapter else "; 'adapter' needs one: load(..., adapter=FOLDER)"
+            if isinstance(self.spec, ResNetSpec):
+                hint = ": this tower is a ResNet, whose attention pool alone is read, and which no adapter fits"
             raise ValueError(f"unknown read-out {readout!r}; valid: {', '.join(self.readouts)}{hint}")
 
-    def reader(self, vision: VisionTower, params: Params, readout: str) -> Callable[[VisionOutput], Maps]:
+    def reader(self, vision: VisionTower | ResNetTower, params: Params, readout: str) -> Callable[[VisionOutput], Maps]:
         """How a pass of the tower is read as a dense map; ValueError for an unknown read-out."""
         self.check(readout)
         if readout == ADAPTER:

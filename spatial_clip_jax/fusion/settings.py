@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, UInt8
 
 from spatial_clip_jax.fusion.core import Trunk, fuse, unit_length
 from spatial_clip_jax.fusion.plan import Plan, Scale, make_plan
-from spatial_clip_jax.models.spec import VisionSpec, is_finite
+from spatial_clip_jax.models.checks import is_finite
+from spatial_clip_jax.models.spec import AnyVisionSpec
 from spatial_clip_jax.models.vision import preprocess
 
 Images = UInt8[Array, "b H W 3"]
@@ -44,7 +45,7 @@ class FusionSettings:
         if self.chunk is not None and (type(self.chunk) is not int or self.chunk < 1):
             raise ValueError(f"chunk must be a number of windows, at least 1, or None, got {self.chunk!r}")
 
-    def plan(self, height: int, width: int, spec: VisionSpec) -> Plan:
+    def plan(self, height: int, width: int, spec: AnyVisionSpec) -> Plan:
         """The windows of a whole view of `height` x `width` pixels; sizes are rounded to whole patches."""
         scales = [Scale(_patches(side, spec), _patches(stride, spec)) for side, stride in self.windows]
         return make_plan(height, width, patch=spec.patch_size, native=spec.image_size, scales=scales)
@@ -54,11 +55,11 @@ def _is_window(pair: object) -> bool:
     return isinstance(pair, tuple) and len(pair) == 2 and all(is_finite(side) and side > 0 for side in pair)
 
 
-def _patches(fraction: float, spec: VisionSpec) -> int:
+def _patches(fraction: float, spec: AnyVisionSpec) -> int:
     return max(1, round(fraction * spec.image_size / spec.patch_size)) * spec.patch_size
 
 
-def fused_map(trunk: Trunk, images: Images, spec: VisionSpec, settings: FusionSettings) -> Maps:
+def fused_map(trunk: Trunk, images: Images, spec: AnyVisionSpec, settings: FusionSettings) -> Maps:
     """The fused dense map of uint8 pictures whose sides are whole patches; unit length, in text space."""
     pixels = preprocess(images, spec)
     return fuse(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from spatial_clip_jax.models.blocks import Block
 from spatial_clip_jax.models.params import Params, join_params, split_params
 from spatial_clip_jax.models.readout import last_block, unit_map
+from spatial_clip_jax.models.resnet import ResNetTower
 from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.models.vision import VisionOutput, VisionTower
 
@@ -27,7 +28,9 @@ class SpatialAdapter(nnx.Module):
     Either way it starts as the tower's own read-out of that name; the tower's projection leads to text space.
     """
 
-    def __init__(self, spec: AdapterSpec, tower: VisionTower, *, rngs: nnx.Rngs):
+    def __init__(self, spec: AdapterSpec, tower: VisionTower | ResNetTower, *, rngs: nnx.Rngs):
+        if isinstance(tower, ResNetTower):
+            raise ValueError("An adapter is made of transformer blocks: a ResNet has none, and can only be read.")
         last_block(spec.readout)  # an unknown name must fail here, not in the first step
         self.spec = spec
         if spec.variant == "residual":

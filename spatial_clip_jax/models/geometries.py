@@ -3,7 +3,8 @@
 from typing import Any
 
 from spatial_clip_jax.models.rotary_geometries import EVA, PERCEPTION
-from spatial_clip_jax.models.spec import ClipSpec, TextSpec, VisionSpec
+from spatial_clip_jax.models.spec import ClipSpec, ResNetSpec, TextSpec, VisionSpec
+from spatial_clip_jax.models.tips_geometries import TIPS
 
 _COCA_VISION: dict[str, Any] = {
     "activation": "gelu",
@@ -15,6 +16,21 @@ _COCA_VISION: dict[str, Any] = {
 }
 _COCA_TEXT: dict[str, Any] = {"activation": "gelu", "pool": "class", "pad_token_id": 0}
 
+
+def _resnet(size: int, layers: tuple[int, ...], width: int, text_width: int, embed_dim: int) -> ClipSpec:
+    """One of OpenAI's ResNets."""
+    text = TextSpec(49408, 77, text_width, 12, text_width // 64, 4 * text_width)
+    return ClipSpec(ResNetSpec(size, layers, width, width // 2), text, embed_dim)
+
+
+# By OpenAI's names.
+RESNETS: dict[str, ClipSpec] = {
+    "RN50": _resnet(224, (3, 4, 6, 3), 64, 512, 1024),
+    "RN101": _resnet(224, (3, 4, 23, 3), 64, 512, 512),
+    "RN50x4": _resnet(288, (4, 6, 10, 6), 80, 640, 640),
+    "RN50x16": _resnet(384, (6, 8, 18, 8), 96, 768, 768),
+    "RN50x64": _resnet(448, (3, 15, 36, 10), 128, 1024, 1024),
+}
 GEOMETRIES: dict[str, ClipSpec] = {
     "tiny": ClipSpec(
         VisionSpec(64, 8, 160, 6, 5, 640),
@@ -50,6 +66,8 @@ GEOMETRIES: dict[str, ClipSpec] = {
     ),
     **EVA,
     **PERCEPTION,
+    **RESNETS,
+    **TIPS,
 }
 
 

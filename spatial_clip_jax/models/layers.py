@@ -60,7 +60,11 @@ def attention(
 
 
 def activate(x: Float[Array, "*n"], activation: str) -> Float[Array, "*n"]:
-    """QuickGELU, x sigmoid(1.702 x), as in OpenAI's weights; the exact (erf) GELU, as in LAION's; or its tanh form."""
+    """QuickGELU, x sigmoid(1.702 x), as in OpenAI's weights; the exact (erf) GELU, as in LAION's; its tanh form;
+    or ReLU, max(x, 0).
+    """
+    if activation == "relu":
+        return jax.nn.relu(x)
     if activation == "quick_gelu":
         return x * jax.nn.sigmoid(1.702 * x)
     return jax.nn.gelu(x, approximate=activation == "gelu_tanh")

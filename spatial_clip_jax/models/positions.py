@@ -24,15 +24,29 @@ def resize_position_table(table: Float[Array, "t d"], grid: Grid, method: str, p
 
     "huggingface": bicubic without antialias, as `interpolate_pos_encoding` of CLIP and SigLIP; "open_clip": bicubic
     with antialias, as `resize_pos_embed`; "bilinear": as Perception Encoder; "bilinear_antialias": as SigLIP 2's NaFlex
-    and TIPS. A table that already fits is returned as it is.
+    and TIPS; "bilinear_corners": the corners stay where they are, as big_vision's `resample_posemb`. A table that
+    already fits is returned as it is.
     """
     side = math.isqrt(table.shape[0] - prefix)
     if (side, side) == grid:
         return table
     patches = table[prefix:].astype(jnp.float32).reshape(side, side, -1)
-    kernel, antialias = RESIZES[method]
-    resized = jax.image.resize(patches, (*grid, table.shape[1]), kernel, antialias=antialias)
+    if method == "bilinear_corners":
+        resized = _between_corners(patches, grid)
+    else:
+        kernel, antialias = RESIZES[method]
+        resized = jax.image.resize(patches, (*grid, table.shape[1]), kernel, antialias=antialias)
     return jnp.concatenate([table[:prefix], resized.reshape(-1, table.shape[1])])
+
+
+def _between_corners(patches: Float[Array, "r c d"], grid: Grid) -> Float[Array, "h w d"]:
+    """Linear, so that the corners stay where they are; a single row or column is the first of the table's."""
+    scales = [max(new - 1, 1) / max(side - 1, 1) for new, side in zip(grid, patches.shape[:2], strict=True)]
+    shifts = [(1 - scale) / 2 for scale in scales]
+    shape, kernel = (*grid, patches.shape[2]), jax.image.ResizeMethod.LINEAR
+    return jax.image.scale_and_translate(
+        patches, shape, (0, 1), jnp.array(scales), jnp.array(shifts), kernel, antialias=False
+    )
 
 
 def rotate(x: Float[Array, "b t h c"], grid: Grid, rotary: str) -> Float[Array, "b t h c"]:

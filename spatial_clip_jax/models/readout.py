@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 from spatial_clip_jax.models.blocks import Block
 from spatial_clip_jax.models.layers import attention
 from spatial_clip_jax.models.positions import Grid
+from spatial_clip_jax.models.resnet import ResNetTower
+from spatial_clip_jax.models.spec import AnyVisionSpec, ResNetSpec
 from spatial_clip_jax.models.vision import VisionOutput, VisionTower
 
 LastBlock = Callable[[Block, Float[Array, "b t d"], Grid], Float[Array, "b t d"]]
@@ -86,8 +88,21 @@ READOUTS: dict[str, Callable[[VisionTower, Float[Array, "b t d"], Grid], Float[A
 }
 
 
-def dense_map(tower: VisionTower, output: VisionOutput, readout: str) -> Float[Array, "b h w e"]:
-    """Dense map of unit vectors (fp32) in text space, by the read-out of that name; ValueError if unknown."""
+# A ResNet has no last transformer block: its attention pool's values are read, as MaskCLIP reads it.
+RESNET_READOUTS = ("value",)
+
+
+def readouts_of(spec: AnyVisionSpec) -> tuple[str, ...]:
+    """The names of the read-outs that a tower of this kind has."""
+    return RESNET_READOUTS if isinstance(spec, ResNetSpec) else tuple(READOUTS)
+
+
+def dense_map(tower: VisionTower | ResNetTower, output: VisionOutput, readout: str) -> Float[Array, "b h w e"]:
+    """Dense map of unit vectors (fp32) in text space, by the read-out of that name; ValueError if there is none."""
+    if isinstance(tower, ResNetTower):
+        if readout not in RESNET_READOUTS:
+            raise ValueError(f"A ResNet cannot be read by {readout!r}: only by {', '.join(RESNET_READOUTS)}.")
+        return unit_map(tower.pool.values(output.hidden[-1]), output.grid)
     return unit_map(read(last_block(readout), tower, output.hidden[-2], output.grid), output.grid)
 
 

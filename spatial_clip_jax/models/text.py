@@ -51,7 +51,7 @@ class TextTower(nnx.Module):
         mask = self.mask(ids)
         for block in self.blocks:
             x = block(x, mask=mask)
-        pooled = self.final_norm(self.pooled(x, ids))
+        pooled = self.mean(x, ids) if self.spec.pool == "mean" else self.final_norm(self.pooled(x, ids))
         return (pooled if self.projection is None else self.projection(pooled)).astype(jnp.float32)
 
     def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b s d"]:
@@ -66,6 +66,9 @@ class TextTower(nnx.Module):
 
     def mask(self, ids: Int[Array, "b t"]) -> Bool[Array, "*r s s"] | None:
         """Where each token may look; None for everywhere."""
+        if self.spec.pool == "mean":
+            seen = jnp.broadcast_to((ids != self.spec.pad_token_id)[:, None], (*ids.shape, ids.shape[1]))
+            return jnp.tril(seen) if self.spec.causal else seen
         if not self.spec.causal:
             return None
         if self.class_embedding is None:
@@ -75,6 +78,11 @@ class TextTower(nnx.Module):
         length = seen.shape[1]
         others = jnp.arange(length) < length - 1
         return jnp.tril(jnp.ones((length, length), bool)) & (others[:, None] | seen[:, None])
+
+    def mean(self, x: Float[Array, "b t d"], ids: Int[Array, "b t"]) -> Float[Array, "b d"]:
+        """Mean of the normed tokens that are no padding; zero of a text without any."""
+        kept = (ids != self.spec.pad_token_id)[..., None].astype(jnp.float32)
+        return (self.final_norm(x) * kept).sum(1) / jnp.maximum(kept.sum(1), 1)
 
     def pooled(self, x: Float[Array, "b s d"], ids: Int[Array, "b t"]) -> Float[Array, "b d"]:
         """The token that is read, before the final norm."""

@@ -13,7 +13,7 @@ from spatial_clip_jax.models.blocks import Block
 from spatial_clip_jax.models.heads import new_pool, new_projection
 from spatial_clip_jax.models.layers import LayerNorm, matmul, normal_param
 from spatial_clip_jax.models.positions import Grid, resize_position_table
-from spatial_clip_jax.models.spec import VisionSpec
+from spatial_clip_jax.models.spec import AnyVisionSpec, VisionSpec
 
 
 @jax.tree_util.register_pytree_node_class
@@ -42,7 +42,7 @@ class VisionOutput:
         return output
 
 
-def preprocess(images: UInt8[Array, "b height width 3"], spec: VisionSpec) -> Float[Array, "b height width 3"]:
+def preprocess(images: UInt8[Array, "b height width 3"], spec: AnyVisionSpec) -> Float[Array, "b height width 3"]:
     """Normalised fp32 pixels of uint8 pictures, as the checkpoint expects them; no resize."""
     return (images.astype(jnp.float32) / 255.0 - jnp.asarray(spec.mean)) / jnp.asarray(spec.std)
 
@@ -86,6 +86,7 @@ class VisionTower(nnx.Module):
         self.class_embedding = normal_param((width,), std, rngs=rngs) if spec.class_token else None
         self.position_embedding = normal_param((int(spec.class_token) + places, width), std, rngs=rngs)
         self.registers = normal_param((spec.registers, width), std, rngs=rngs) if spec.registers else None
+        self.mask_token = normal_param((width,), std, rngs=rngs) if spec.mask_token else None
         self.pre_norm = LayerNorm(width, spec.norm_eps, dtype=dtype) if spec.pre_norm else None
         self.blocks = nnx.List([self.new_block(rngs=rngs) for _ in range(spec.layers)])
         self.post_norm = LayerNorm(width, spec.norm_eps, dtype=dtype) if spec.post_norm else None
