@@ -59,7 +59,7 @@ def save_clip(
         raise ValueError("transformers has no class of this architecture: save it in our own format, or open_clip's.")
     with _staged(folder, ADAPTER_FILES) as staging:
         _write_json(staging / "config.json", family.write(spec))
-        _write_json(staging / "preprocessor_config.json", family.preprocessor(spec.vision))
+        _write_json(staging / "preprocessor_config.json", family.preprocessor(spec.vit))
         if tokenizer_json is not None:
             _write_tokenizer(staging, tokenizer_json, spec.text_tower)
         _write_weights(staging / "model.safetensors", params, family.namings[0], metadata or {})

@@ -11,8 +11,10 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
+from spatial_clip_jax.convert import tables
 from spatial_clip_jax.convert.families.adapter import ADAPTER
 from spatial_clip_jax.convert.families.hugging_face import triple
+from spatial_clip_jax.convert.files import headers
 from spatial_clip_jax.convert.source import Source, existing, find_source, naming, read_json
 from spatial_clip_jax.convert.weights import Place, read_leaves
 from spatial_clip_jax.models.adapter import SpatialAdapter
@@ -93,14 +95,34 @@ def _read_clip(
     source: Source, place: Place, dtype: DTypeLike = jnp.float32, attention: str = "auto"
 ) -> tuple[Any, Params]:
     definition, params = abstract_params(lambda rngs: Clip(source.spec, rngs=rngs, dtype=dtype, attention=attention))
-    leaves, _ = read_leaves(source.files, flatten_params(params), source.naming, place)
+    expected, known = flatten_params(params), _temperature(source, place)
+    leaves, _ = read_leaves(
+        source.files, {path: leaf for path, leaf in expected.items() if path not in known}, source.naming, place
+    )
+    leaves |= known
+    _check_scale(leaves, source)
+    return definition, leaves
+
+
+def _temperature(source: Source, place: Place) -> Params:
+    """The temperature where the files lack it, as those that TIPS published do: the spec's."""
+    value, names = source.spec.temperature, source.naming.table
+    if value is None or any(tables.to_ours(key, names) and "temperature" in key for key in headers(source.files)):
+        return {}
+    return {"temperature": place("temperature", np.asarray(value, np.float32))}
+
+
+def _check_scale(leaves: Params, source: Source) -> None:
+    """ValueError for similarities that are multiplied by more than any CLIP does."""
     scale = float(leaves.get("logit_scale", 0.0))
+    if "temperature" in leaves:
+        divisor = float(leaves["temperature"])
+        scale = -math.log(divisor) if divisor > 0 else math.inf
     if scale > MAX_LOGIT_SCALE:
         raise ValueError(
             f"{source.files[0].parent}: logit_scale is {scale:g}, but the logarithm of what multiplies cosines is at "
             f"most {MAX_LOGIT_SCALE:.2f} (CLIP's own is ln 100): the weights are damaged or another model's."
         )
-    return definition, leaves
 
 
 def _abstract_adapter(spec: AdapterSpec, vision: VisionSpec, embed_dim: int) -> Params:

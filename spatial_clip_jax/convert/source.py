@@ -12,11 +12,12 @@ from spatial_clip_jax.convert.families.native import NATIVE
 from spatial_clip_jax.convert.files import SUFFIXES, headers
 from spatial_clip_jax.convert.tables import Naming
 from spatial_clip_jax.models.geometries import GEOMETRIES
-from spatial_clip_jax.models.spec import ClipSpec, TextSpec, VisionSpec
+from spatial_clip_jax.models.spec import ClipSpec, ResNetSpec, TextSpec, VisionSpec
 
 CHECKPOINT_FILES = "config.json and model.safetensors (and preprocessor_config.json, tokenizer.json)"
 # In the order in which they are looked for; beside each, the index of its pieces where it was cut.
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+ARCHIVE = ".npz"
 NATIVE_CONFIG, NATIVE_FILES = "spatial_clip.json", "spatial_clip.json and model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = (
@@ -45,6 +46,8 @@ def find_source(path: str | Path, spec: ClipSpec | None = None) -> Source:
     path = Path(path)
     if path.is_file():
         return _file(path, spec)
+    if archives := _archives(path):
+        return _archive_source(archives, spec, path)
     if (path / NATIVE_CONFIG).is_file():
         files = existing([path / "model.safetensors"], NATIVE_FILES)
         return Source(spec or _native_spec(path), files, NATIVE, _tokenizer(path))
@@ -108,12 +111,33 @@ def _is_file(path: Path) -> bool:
 def _file(path: Path, spec: ClipSpec | None) -> Source:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no file of weights that can be read; those end in {', '.join(SUFFIXES)}.")
+    if path.suffix == ARCHIVE:
+        return _archive_source([path], spec, path.parent)
     if spec is None:
         raise ValueError(
             f"{path} does not say its geometry (heads, activation, preprocessing): give spec=, a ClipSpec or one of "
             f"{', '.join(GEOMETRIES)}; or give a folder with config.json or {OPEN_CLIP_CONFIG}."
         )
     return Source(spec, [path], _naming_of([path], registry.NAMINGS), _tokenizer(path.parent))
+
+
+def _archives(folder: Path) -> list[Path]:
+    """The towers' archives of a folder, one each, where it is not a folder of another form."""
+    if any((folder / name).is_file() for name in ("config.json", NATIVE_CONFIG, OPEN_CLIP_CONFIG)):
+        return []
+    found = sorted(folder.glob(f"*{ARCHIVE}"))
+    if len(found) > 2:
+        raise ValueError(f"{folder} holds {len(found)} archives: give one, or a folder with those of one model alone.")
+    return found
+
+
+def _archive_source(files: list[Path], spec: ClipSpec | None, folder: Path) -> Source:
+    """Of NumPy archives; `spec` only where it agrees with what they hold, which says all but the preprocessing."""
+    found = registry.self_describing(headers(files))
+    if found is None:
+        given = ", ".join(map(str, files))
+        raise ValueError(f"{given}: neither big_vision's SigLIP nor TIPS, which are the archives that can be read.")
+    return Source(spec or found[1], files, found[0], _tokenizer(folder))
 
 
 def _naming_of(files: list[Path], namings: tuple[Naming, ...]) -> Naming:
@@ -138,7 +162,8 @@ def _open_clip(folder: Path, spec: ClipSpec | None) -> Source:
 def _native_spec(folder: Path) -> ClipSpec:
     config = read_json(folder / NATIVE_CONFIG, NATIVE_FILES)
     with naming(folder / NATIVE_CONFIG):
-        vision = VisionSpec(**{name: triple(value) for name, value in config["vision"].items()})
+        fields = {name: triple(value) for name, value in config["vision"].items()}
+        vision = ResNetSpec(**fields) if isinstance(fields.get("layers"), tuple) else VisionSpec(**fields)
         text = None if config["text"] is None else TextSpec(**config["text"])
         return ClipSpec(**{**config, "vision": vision, "text": text})
 

@@ -7,10 +7,15 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from spatial_clip_jax.convert.files import tensors
+from spatial_clip_jax.convert.tensor import Tensor
 
 Layout = Literal["same", "linear", "conv", "patches", "row", "rows"]
 Rule = tuple[str, str, Layout]  # our path, their key, layout
@@ -24,10 +29,13 @@ PLACEHOLDERS = {
     "tower": "vision|text",
     "i": "[0-9]+",
     "k": "[12]",
+    "c": "[123]",
+    "stage": "[1234]",
     "qkvo": "q|k|v|out",
     "qkv": "q|k|v",
     "qv": "q|v",
     "kv": "k|v",
+    "gu": "gate|up",
     "gud": "gate|up|down",
     "path": ".+",
 }
@@ -40,11 +48,20 @@ UNIT_AXES: dict[Layout, Shape] = {"row": (1,), "rows": (1, 1)}
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """How one kind of file calls the weights: what it is called, its table, and the keys that hold none of ours."""
+    """How one kind of file calls the weights: what it is called, its table, and the keys that hold none of ours.
+
+    view: the tensors of the table that a tensor of the file stands for, where it is stored in another form.
+    """
 
     title: str
     table: Table
     ignored: str = "$^"
+    view: Callable[[Tensor], Iterable[Tensor]] | None = None
+
+    def tensors(self, files: list[Path]) -> Iterator[Tensor]:
+        """Every tensor of the files, as the table names them: `view` of each where there is one."""
+        for tensor in tensors(files):
+            yield from (tensor,) if self.view is None else self.view(tensor)
 
     def ignores(self, key: str) -> bool:
         """Whether the key holds a buffer or a part that is not read."""

@@ -34,10 +34,13 @@ def differences(source: Path, spec: ClipSpec, params: Params) -> dict[str, tuple
     side = spec.vision.image_size
     pixels = np.random.default_rng(0).standard_normal((1, side, side, 3)).astype(np.float32)
     ours = {"vision": clip.vision(jnp.asarray(pixels)).embedding}
-    theirs = {"vision": _vision(model, spec.vision, pixels)}
+    theirs = {"vision": _vision(model, spec.vit, pixels)}
     if spec.text is not None:
-        ids = np.random.default_rng(0).integers(0, spec.text.vocab_size, (2, spec.text.context_length))
-        ids[:, -1] = spec.text.eos_token_id
+        # No padding is drawn where it would be masked, which transformers does only when it is told to.
+        first = 1 + spec.text.pad_token_id if spec.text.pool == "mean" else 0
+        ids = np.random.default_rng(0).integers(first, spec.text.vocab_size, (2, spec.text.context_length))
+        if spec.text.eos_token_id is not None:
+            ids[:, -1] = spec.text.eos_token_id
         ours["text"], theirs["text"] = clip.text(jnp.asarray(ids)), _text(model, ids)
     return {name: _largest(np.asarray(ours[name]) - theirs[name], theirs[name]) for name in ours}
 

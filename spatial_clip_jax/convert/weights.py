@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from spatial_clip_jax.convert import tables
-from spatial_clip_jax.convert.files import tensors
 from spatial_clip_jax.convert.tensor import DTYPES, Fetch, Tensor
 from spatial_clip_jax.models.params import Params, unflatten_params
 
@@ -74,7 +73,7 @@ def _mapped(
     files: list[Path], expected: Expected, naming: tables.Naming, unexpected: list[str]
 ) -> Iterator[tuple[Tensor, tuple[tables.Mapped, ...]]]:
     """The tensors that hold weights, with where they go; keys that the model lacks are added to `unexpected`."""
-    for tensor in tensors(files):
+    for tensor in naming.tensors(files):
         pieces = tables.to_ours(tensor.key, naming.table)
         if naming.ignores(tensor.key):
             continue
@@ -101,7 +100,7 @@ def _converted(tensor: Tensor, pieces: tuple[tables.Mapped, ...], expected: Expe
     first, shape = pieces[0], expected[pieces[0].name].shape
     wanted = tables.shape_to_theirs(shape, first.layout, first.pieces)
     nothing: dict[str, np.ndarray | None] = {piece.name: None for piece in pieces}
-    if tensor.shape != wanted:
+    if tensor.shape != wanted and not (wanted == () and math.prod(tensor.shape) == 1):
         return Converted(nothing, tensor.dtype, f"{tensor.key}: shape {tensor.shape}, expected {wanted}")
     if tensor.dtype not in DTYPES:
         fault = f"{tensor.key}: dtype {tensor.dtype}, expected one of {', '.join(DTYPES)}"

@@ -146,7 +146,7 @@ def sinusoids(length: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-WIDTH, HEADS, HIDDEN, LAYERS, TEXT_LAYERS, PATCH, SIDE, VOCABULARY, CONTEXT, PAD = 48, 3, 96, 3, 2, 8, 4, 97, 12, 0
+WIDTH, HEADS, HIDDEN, LAYERS, TEXT_LAYERS, PATCH, SIDE, VOCABULARY, CONTEXT, PAD = 128, 2, 192, 3, 2, 8, 4, 97, 12, 0
 
 
 def draw(module: nn.Module, seed: int) -> nn.Module:

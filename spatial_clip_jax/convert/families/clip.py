@@ -135,20 +135,20 @@ def write_clip(spec: ClipSpec, model_type: str = "clip", class_name: str = "CLIP
         "vision_config": {
             "model_type": f"{model_type}_vision_model",
             "projection_dim": spec.embed_dim,
-            **_vision_config(spec.vision),
+            **_vision_config(spec.vit),
         },
     }
 
 
 def write_vision_tower(spec: ClipSpec) -> Json:
     """config.json of a vision tower alone."""
-    ending = "WithProjection" if spec.vision.projection == "linear" else ""
+    ending = "WithProjection" if spec.vit.projection == "linear" else ""
     return {
         "architectures": [f"CLIPVisionModel{ending}"],
         "model_type": "clip_vision_model",
         "dtype": "float32",
         "projection_dim": spec.embed_dim,
-        **_vision_config(spec.vision),
+        **_vision_config(spec.vit),
     }
 
 

@@ -62,8 +62,8 @@ def _read(config: Json) -> ClipSpec:
 
 def _write(spec: ClipSpec) -> Json:
     """open_clip_config.json without the decoder, whose weights are not here: open_clip needs them to build a CoCa."""
-    pool = {"attn_pooler_heads": spec.vision.pool_heads, "attn_pooler_queries": spec.vision.pool_queries}
-    vision = {**open_clip.vision_config(spec.vision), "attentional_pool": True, **pool, "output_tokens": True}
+    pool = {"attn_pooler_heads": spec.vit.pool_heads, "attn_pooler_queries": spec.vit.pool_queries}
+    vision = {**open_clip.vision_config(spec.vit), "attentional_pool": True, **pool, "output_tokens": True}
     text = {**open_clip.text_config(spec.text_tower), "embed_cls": True, "output_tokens": True}
     return open_clip.written(spec, vision, text, custom_text=True)
 

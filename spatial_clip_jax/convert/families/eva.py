@@ -129,7 +129,7 @@ def _write_eva(spec: ClipSpec) -> Json:
     """EVA-CLIP's configuration, as model_cfg of an open_clip_config.json."""
     rotary = {"rope": True, "pt_hw_seq_len": EVA_NATIVE_SIDE, "intp_freq": True}
     gated = {"naiveswiglu": True, "subln": True}
-    vision = {**open_clip.vision_config(spec.vision), "eva_model_name": "eva-clip", **rotary, **gated}
+    vision = {**open_clip.vision_config(spec.vit), "eva_model_name": "eva-clip", **rotary, **gated}
     return open_clip.written(spec, vision, open_clip.text_config(spec.text_tower), custom_text=True)
 
 

@@ -10,11 +10,12 @@ from spatial_clip_jax.models.spec import ClipSpec, TextSpec, VisionSpec
 Json = dict[str, Any]
 
 # What `models.vision.preprocess` always does: an image processor that does otherwise gives its tower other pixels.
-PREPROCESSING: Json = {"do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+PREPROCESSING: Json = {"do_rescale": True, "rescale_factor": 1 / 255}
+NOT_NORMALISED: Json = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
 # Pillow's numbers of the filters, as image processors save them.
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
 # Our name of an activation: Hugging Face's.
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 # Buffers that old versions saved.
 BUFFERS = r"(clip\.)?((vision|text)_model\.)?embeddings\.position_ids"
 # Our field of either tower's spec: Hugging Face's name for it.
@@ -71,7 +72,7 @@ class Family:
     def describes(self, spec: ClipSpec) -> bool:
         """Whether this class computes what the spec says: what is written reads back as the same."""
         try:
-            return self.spec(self.write(spec), self.preprocessor(spec.vision)) == spec
+            return self.spec(self.write(spec), self.preprocessor(spec.vit)) == spec
         except ValueError:
             return False
 
@@ -96,6 +97,8 @@ def with_preprocessing(spec: ClipSpec, preprocessor: Json) -> ClipSpec:
         value = preprocessor.get(name)
         if value is not None and not abs(value - ours) <= 1e-6:
             raise ValueError(f"{name} is {value}, but only {ours} can be read.")
+    if preprocessor.get("do_normalize") is False:
+        preprocessor = {**preprocessor, **NOT_NORMALISED}
     vision = spec.vision
     if vision.native_view != "patches":
         for name in ("size", "crop_size"):

@@ -118,11 +118,10 @@ def spec_from_open_clip(config: Json) -> ClipSpec:
 
 def open_clip_from_spec(spec: ClipSpec) -> Json:
     """open_clip_config.json of this geometry; ValueError where open_clip has no words for it."""
-    if spec.vision.activation != spec.text_tower.activation or {spec.vision.norm_eps, spec.text_tower.norm_eps} != {
-        1e-5
-    }:
+    vision, text = spec.vit, spec.text_tower
+    if vision.activation != text.activation or {vision.norm_eps, text.norm_eps} != {1e-5}:
         raise ValueError("open_clip knows one activation for both towers and norms of epsilon 1e-5 alone.")
-    return written(spec, vision_config(spec.vision), text_config(spec.text_tower))
+    return written(spec, vision_config(vision), text_config(text))
 
 
 def sections(config: Json) -> tuple[Json, Json, Json]:
@@ -143,7 +142,7 @@ def written(spec: ClipSpec, vision: Json, text: Json, **model: Any) -> Json:
     mode = next((theirs for theirs, ours in RESIZE_MODES.items() if ours == spec.vision.native_view), None)
     if mode is None:
         raise ValueError(f"open_clip has no preprocessing that is {spec.vision.native_view!r}.")
-    quick = spec.vision.activation == "quick_gelu"
+    quick = spec.text_tower.activation == "quick_gelu"
     preprocessing = {"interpolation": spec.vision.interpolation, "resize_mode": mode}
     return {
         "model_cfg": {

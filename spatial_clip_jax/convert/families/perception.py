@@ -76,7 +76,7 @@ def _read(config: Json) -> ClipSpec:
 
 def _write(spec: ClipSpec) -> Json:
     """open_clip_config.json; ValueError unless timm has a name for the vision tower."""
-    tower = spec.vision
+    tower = spec.vit
     sizes = (tower.patch_size, tower.width, tower.layers, tower.heads, tower.mlp_width, tower.class_token)
     names = [name for name, (_, *rest) in TIMM_TOWERS.items() if tuple(rest) == sizes]
     if not names:

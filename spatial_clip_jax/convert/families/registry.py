@@ -2,22 +2,47 @@
 
 import dataclasses
 
-from spatial_clip_jax.convert.families import clip, coca, eva, open_clip, perception, siglip
+from spatial_clip_jax.convert.families import (
+    big_vision,
+    clip,
+    coca,
+    eva,
+    open_clip,
+    perception,
+    resnet,
+    siglip,
+    tips,
+)
 from spatial_clip_jax.convert.families.hugging_face import Family, Json
 from spatial_clip_jax.convert.families.open_clip import Layout
-from spatial_clip_jax.convert.tables import Naming
+from spatial_clip_jax.convert.tables import Naming, Shape
 from spatial_clip_jax.models.spec import ClipSpec
 
-HUGGING_FACE: dict[str, Family] = {family.model_type: family for family in (*clip.FAMILIES, *siglip.FAMILIES)}
+HUGGING_FACE: dict[str, Family] = {
+    family.model_type: family for family in (*clip.FAMILIES, *siglip.FAMILIES, *tips.FAMILIES)
+}
 # Architectures in open_clip's files; the last claims whatever the others do not.
-OPEN_CLIP: tuple[Layout, ...] = (*eva.LAYOUTS, *perception.LAYOUTS, *coca.LAYOUTS, open_clip.LAYOUT)
+OPEN_CLIP: tuple[Layout, ...] = (
+    resnet.LAYOUT,
+    *eva.LAYOUTS,
+    *perception.LAYOUTS,
+    *coca.LAYOUTS,
+    open_clip.LAYOUT,
+)
 # What a lone file may be; of two that know as many of its keys, the first.
 NAMINGS: tuple[Naming, ...] = (
     *dict.fromkeys(naming for family in HUGGING_FACE.values() for naming in family.namings),
     *open_clip.LAYOUT.namings,
+    *resnet.LAYOUT.namings,
     *perception.NAMINGS,
     *dict.fromkeys(naming for layout in (*eva.LAYOUTS, *coca.LAYOUTS) for naming in layout.namings),
 )
+
+
+def self_describing(shapes: dict[str, Shape]) -> tuple[Naming, ClipSpec] | None:
+    """Naming and geometry of files whose names and shapes say all of it: big_vision's and TIPS's archives."""
+    family = next((family for family in (big_vision, tips) if family.claims(shapes)), None)
+    return None if family is None else (family.NAMING, family.spec_from_shapes(shapes))
 
 
 def hugging_face(config: Json) -> Family:

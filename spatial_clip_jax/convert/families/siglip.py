@@ -153,13 +153,13 @@ def _write(spec: ClipSpec, version: str) -> Json:
             "projection_size": text.width,
             **tower_config(text),
         },
-        "vision_config": {"model_type": f"{version}_vision_model", **_vision_config(spec.vision)},
+        "vision_config": {"model_type": f"{version}_vision_model", **_vision_config(spec.vit)},
     }
 
 
 def _write_tower(spec: ClipSpec, version: str) -> Json:
     names = {"architectures": [f"{version.capitalize()}VisionModel"], "model_type": f"{version}_vision_model"}
-    return {**names, "dtype": "float32", **_vision_config(spec.vision)}
+    return {**names, "dtype": "float32", **_vision_config(spec.vit)}
 
 
 def _vision_config(spec: VisionSpec) -> Json:
