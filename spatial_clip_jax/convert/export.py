@@ -184,9 +184,9 @@ def _write_tokenizer(folder: Path, source: TokenizerJson, text: TextSpec) -> Non
     _write_json(
         folder / "tokenizer_config.json",
         {
-            "tokenizer_class": "CLIPTokenizer",
+            "tokenizer_class": "CLIPTokenizer" if text.pool == "eos" else "PreTrainedTokenizerFast",
             "model_max_length": text.context_length,
-            "unk_token": names[text.eos_token_id],
+            "unk_token": names.get(text.eos_token_id, content["model"].get("unk_token")),
             **{role: names[index] for role, index in special.items()},
         },
     )

@@ -107,7 +107,6 @@ def test_an_image_processor_of_the_native_size_is_read(size):
     ("settings", "complaint"),
     [
         ({"do_rescale": False}, "do_rescale is False, but only True"),
-        ({"do_normalize": False}, "do_normalize is False"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
         ({"size": 336}, "size is 336, but the tower's native size is 224"),
         ({"size": {"shortest_edge": 256}, "crop_size": 224}, "size is {'shortest_edge': 256}"),

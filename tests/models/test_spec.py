@@ -73,8 +73,8 @@ def test_grid_takes_whole_patches_only():
         (lambda: VisionSpec(64, 8, 160, 6, 3, 640), "160 does not divide into 3 heads"),
         (lambda: TextSpec(100, 8, 32, 1, 5, 64), "32 does not divide into 5 heads"),
         (
-            lambda: TextSpec(100, 8, 32, 1, 4, 64, activation="relu"),
-            "'quick_gelu' or 'gelu' or 'gelu_tanh', got 'relu'",
+            lambda: TextSpec(100, 8, 32, 1, 4, 64, activation="silu"),
+            "'gelu_tanh' or 'relu', got 'silu'",
         ),
         (
             lambda: VisionSpec(64, 8, 160, 6, 5, 640, position_resize="timm"),

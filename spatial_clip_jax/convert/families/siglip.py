@@ -37,6 +37,7 @@ VISION_DEFAULTS: Json = {**TOWER_DEFAULTS, "image_size": 224, "patch_size": 16, 
 # the defaults of CLIP's tokenizer instead in both, which are no tokens of theirs.
 SENTENCE_PIECES, GEMMA = {"eos_token_id": 1, "pad_token_id": 1}, {"eos_token_id": 1, "pad_token_id": 0}
 GEMMA_VOCABULARY = 256000
+RESIZE, NAFLEX_RESIZE = "huggingface", "bilinear_antialias"
 
 VISION_TABLE: Table = (
     ("vision/patch_embedding/kernel", "vision_model.embeddings.patch_embedding.weight", "conv"),
@@ -77,7 +78,7 @@ FLAT_NAFLEX_VISION = Naming("SigLIP 2 NaFlex vision tower of transformers 5", _w
 
 def _read(config: Json, naflex: bool) -> ClipSpec:
     vision = _vision_spec(section(config, "vision_config", VISION_DEFAULTS), naflex)
-    text = _text_spec(section(config, "text_config", TEXT_DEFAULTS))
+    text = _text_spec(section(config, "text_config", TEXT_DEFAULTS), vision.width)
     return ClipSpec(vision, text, vision.width, logit_bias=True)
 
 
@@ -96,7 +97,7 @@ def _vision_spec(vision: Json, naflex: bool) -> VisionSpec:
         patch_size=patch,
         mean=HALF,
         std=HALF,
-        position_resize="bilinear_antialias" if naflex else "huggingface",
+        position_resize=vision.get("position_resize", NAFLEX_RESIZE if naflex else RESIZE),
         class_token=False,
         patch_bias=True,
         pre_norm=False,
@@ -117,13 +118,13 @@ def _naflex_side(patches: Any, patch: Any) -> int:
     return math.isqrt(patches) * patch
 
 
-def _text_spec(text: Json) -> TextSpec:
+def _text_spec(text: Json, shared: int) -> TextSpec:
     tokens = GEMMA if text["vocab_size"] == GEMMA_VOCABULARY else SENTENCE_PIECES
     # Ours are written as they are; what is left of CLIP's defaults is no token of SigLIP's.
     written = {name: text[name] for name in tokens if isinstance(text.get(name), int) and text[name] < 2}
-    size = text.get("projection_size")
-    if size not in (None, text["hidden_size"]):
-        raise ValueError(f"text_config.projection_size is {size}, but only hidden_size can be read.")
+    size = text.get("projection_size") or text["hidden_size"]
+    if size != shared:
+        raise ValueError(f"text_config.projection_size is {size}, but pictures have {shared} channels.")
     return TextSpec(
         vocab_size=text["vocab_size"],
         context_length=text["max_position_embeddings"],
@@ -150,7 +151,7 @@ def _write(spec: ClipSpec, version: str) -> Json:
             "eos_token_id": text.eos_token_id,
             "pad_token_id": text.pad_token_id,
             "bos_token_id": None,
-            "projection_size": text.width,
+            "projection_size": spec.embed_dim,
             **tower_config(text),
         },
         "vision_config": {"model_type": f"{version}_vision_model", **_vision_config(spec.vit)},
@@ -165,7 +166,9 @@ def _write_tower(spec: ClipSpec, version: str) -> Json:
 def _vision_config(spec: VisionSpec) -> Json:
     naflex, rows = spec.native_view == "patches", spec.native_grid[0]
     size = {"num_patches": rows * rows} if naflex else {"image_size": spec.image_size}
-    return {"patch_size": spec.patch_size, "num_channels": 3, **size, **tower_config(spec)}
+    # Ours, of weights that were made for another resize; transformers passes it over.
+    other = {} if spec.position_resize in (RESIZE, NAFLEX_RESIZE) else {"position_resize": spec.position_resize}
+    return {"patch_size": spec.patch_size, "num_channels": 3, **size, **other, **tower_config(spec)}
 
 
 FAMILIES = (
