@@ -31,15 +31,19 @@ class Pooler(nn.Module):
 class CocaVision(VisionTransformer):
     def __init__(
         self,
-        embed: int = 48,
+        embed: int,
+        size: int = 32,
+        patch: int = 8,
         width: int = 64,
+        layers: int = 3,
         heads: int = 2,
         queries: int = 5,
+        pool_heads: int = 4,
         eps: float = 1e-5,
         antialias: bool = True,
     ):
-        super().__init__(embed, 32, 8, width, 3, heads, 4 * width, nn.GELU, eps, antialias=antialias)
-        self.attn_pool = Pooler(embed, width, 4, queries, eps)
+        super().__init__(embed, size, patch, width, layers, heads, 4 * width, nn.GELU, eps, antialias=antialias)
+        self.attn_pool = Pooler(embed, width, pool_heads, queries, eps)
         self.ln_pre, self.ln_post = nn.LayerNorm(width, eps), nn.LayerNorm(embed, eps)
         self.proj = nn.Parameter(torch.zeros(embed, embed))
 
@@ -63,9 +67,10 @@ class CocaVision(VisionTransformer):
 
 
 class Coca(nn.Module):
-    def __init__(self, shifted: bool = True, **vision: object):
+    def __init__(self, embed: int = 48, shifted: bool = True, text: dict[str, int] | None = None, **vision: object):
         super().__init__()
-        self.visual, self.text = CocaVision(**vision), CustomText(48, class_token=True, shifted=shifted)
+        self.visual = CocaVision(embed, **vision)
+        self.text = CustomText(embed, **(text or {}), class_token=True, shifted=shifted)
         self.text_decoder = nn.Sequential(nn.Linear(4, 4))  # stands for the decoder, which neither embedding needs
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 

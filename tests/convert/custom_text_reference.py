@@ -11,18 +11,26 @@ from torch.nn import functional
 
 from tests.convert.open_clip_reference import Transformer
 
-VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS = 519, 24, 32, 2, 2
-
 
 class CustomText(nn.Module):
-    def __init__(self, embed: int, class_token: bool = False, shifted: bool = True):
+    def __init__(
+        self,
+        embed: int,
+        vocabulary: int = 519,
+        context: int = 24,
+        width: int = 32,
+        heads: int = 2,
+        layers: int = 2,
+        class_token: bool = False,
+        shifted: bool = True,
+    ):
         super().__init__()
-        self.token_embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.positional_embedding = nn.Parameter(torch.zeros(CONTEXT + class_token, WIDTH))
-        self.cls_emb = nn.Parameter(torch.zeros(WIDTH)) if class_token else None
-        self.transformer = Transformer(LAYERS, WIDTH, HEADS, 4 * WIDTH, nn.GELU, 1e-5)
-        self.ln_final = nn.LayerNorm(WIDTH)
-        self.text_projection = nn.Parameter(torch.zeros(WIDTH, embed))
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(context + class_token, width))
+        self.cls_emb = nn.Parameter(torch.zeros(width)) if class_token else None
+        self.transformer = Transformer(layers, width, heads, 4 * width, nn.GELU, 1e-5)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.zeros(width, embed))
         self.shifted = shifted
 
     def forward(self, ids: Tensor) -> Tensor:

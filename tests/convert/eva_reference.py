@@ -142,9 +142,9 @@ class EvaVision(nn.Module):
 
 
 class EvaClip(nn.Module):
-    def __init__(self, **vision: object):
+    def __init__(self, embed: int = 48, text: dict[str, int] | None = None, **vision: object):
         super().__init__()
-        self.visual, self.text = EvaVision(**vision), CustomText(48)
+        self.visual, self.text = EvaVision(embed, **vision), CustomText(embed, **(text or {}))
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
 

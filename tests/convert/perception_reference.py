@@ -164,9 +164,9 @@ class PerceptionVision(nn.Module):
 class PerceptionClip(CustomText):
     """PE-Core: the text tower's names at the top, as in OpenAI's CLIP."""
 
-    def __init__(self, **vision: object):
-        super().__init__(40)
-        self.visual = PerceptionVision(**vision)
+    def __init__(self, embed: int = 40, text: dict[str, int] | None = None, **vision: object):
+        super().__init__(embed, **(text or {}))
+        self.visual = PerceptionVision(embed, **vision)
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
 

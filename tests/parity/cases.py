@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from tests.convert import random_models
 from tests.convert.random_models import drawn
+from tests.parity import open_cases
 
 States = list[np.ndarray]
 
@@ -81,6 +82,22 @@ def _siglip(geometry: str, vision: tuple[int, ...], vocabulary: int) -> Case:
     )
 
 
+def _open(row: open_cases.Row) -> Case:
+    patch, native = row.spec.vision.patch_size, row.spec.vision.image_size
+    return Case(
+        row.family,
+        row.name,
+        lambda: row.make(row.spec),
+        open_cases.write,
+        open_cases.states,
+        open_cases.dense,
+        "value",
+        open_cases.text,
+        ((native, native), (patch * 6, patch * 9)),
+        row.spec,
+    )
+
+
 B = (768, 12, 12, 3072)
 CASES: tuple[Case, ...] = (
     _clip("ViT-B/32", (224, 32, *B), (512, 12, 8, 2048), 512),
@@ -90,4 +107,5 @@ CASES: tuple[Case, ...] = (
     _clip("ViT-H/14", (224, 14, 1280, 32, 16, 5120), (1024, 24, 16, 4096), 1024, "gelu"),
     _siglip("SigLIP ViT-B/16", (224, 16, *B), 32000),
     _siglip("SigLIP 2 So400m/14", (224, 14, 1152, 27, 16, 4304), 256000),
+    *map(_open, open_cases.ROWS),
 )
