@@ -178,7 +178,7 @@ class TextSpec:
             if name == "pad_token_id" or getattr(self, name) is not None:
                 check_whole(self, name, 0, self.vocab_size - 1)
         if self.pool == "eos" and self.eos_token_id is None:
-            raise ValueError("pool 'eos' reads the end-of-text token, but eos_token_id is None.")
+            raise ValueError("eos_token_id must be a token's where pool is 'eos', which reads it, got None.")
 
     @property
     def block(self) -> BlockSpec:
