@@ -237,9 +237,12 @@ def text_spec(text: Json, activation: str, **other: Any) -> TextSpec:
         heads=text.get("heads", TEXT_HEADS),
         mlp_width=int(width * text.get("mlp_ratio", MLP_RATIO)),
         activation=activation,
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
-        **{"pad_token_id": vocabulary - 1, **other},
+        **{
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+            "pad_token_id": vocabulary - 1,
+            **other,
+        },
     )
 
 

@@ -11,6 +11,7 @@ from spatial_clip_jax.convert.families import (
     perception,
     resnet,
     siglip,
+    timm_siglip,
     tips,
 )
 from spatial_clip_jax.convert.families.hugging_face import Family, Json
@@ -27,6 +28,7 @@ OPEN_CLIP: tuple[Layout, ...] = (
     *eva.LAYOUTS,
     *perception.LAYOUTS,
     *coca.LAYOUTS,
+    timm_siglip.LAYOUT,
     open_clip.LAYOUT,
 )
 # What a lone file may be; of two that know as many of its keys, the first.
@@ -35,6 +37,7 @@ NAMINGS: tuple[Naming, ...] = (
     *open_clip.LAYOUT.namings,
     *resnet.LAYOUT.namings,
     *perception.NAMINGS,
+    timm_siglip.NAMING,
     *dict.fromkeys(naming for layout in (*eva.LAYOUTS, *coca.LAYOUTS) for naming in layout.namings),
 )
 
