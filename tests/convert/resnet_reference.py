@@ -107,7 +107,12 @@ class ResNetClip(OpenClip):
 
 def random_resnet_clip(seed: int, **options: object) -> ResNetClip:
     """Every weight and running statistic drawn; the scale of the activations stays about one."""
-    model, generator = ResNetClip(**options).eval(), torch.Generator().manual_seed(seed)
+    return drawn_resnet(ResNetClip(**options), seed)
+
+
+def drawn_resnet(model: nn.Module, seed: int) -> nn.Module:
+    """The model, whose tower is called `visual`, with every weight and running statistic drawn."""
+    model, generator = model.eval(), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if name in ("logit_scale", "attn_mask"):

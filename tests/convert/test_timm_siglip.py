@@ -162,7 +162,7 @@ def test_other_configurations_are_refused(section, field, value, complaint):
 
 
 def test_open_clip_to_here_to_open_clip_is_bit_equal(tmp_path: Path):
-    """At timm's base width, which a configuration can name, with two blocks dropped into it by the state dict's size."""
+    """At timm's base size, which a configuration can name."""
     model = random_timm_siglip(32, 16, 768, 12, 12, 3072, vocabulary=64)
     config = json.loads(json.dumps(CONFIG))
     config["vision_cfg"]["image_size"] = 32

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+import torch
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, Tipsv2Config, Tipsv2Model
 
+from spatial_clip_jax.models.geometries import named_spec
 from tests.convert import random_models
 from tests.convert.random_models import drawn
+from tests.convert.resnet_reference import ResNet, drawn_resnet
 from tests.parity import open_cases
 
 States = list[np.ndarray]
@@ -98,6 +102,77 @@ def _open(row: open_cases.Row) -> Case:
     )
 
 
+def _resnet(name: str) -> Case:
+    """The vision tower alone: the text tower is the ViTs'."""
+    vision: Any = named_spec(name).vision
+
+    def make() -> nn.Module:
+        holder = nn.Module()
+        sizes = (named_spec(name).embed_dim, vision.image_size, vision.layers, vision.width)
+        holder.visual = ResNet(*sizes, eps=1e-5, resize="bilinear")
+        return drawn_resnet(holder, 0)
+
+    return Case(
+        "ResNet (OpenAI)",
+        name,
+        make,
+        open_cases.write,
+        resnet_states,
+        resnet_dense,
+        "value",
+        None,
+        ((vision.image_size, vision.image_size), (192, 288)),
+        dataclasses.replace(named_spec(name), text=None),
+    )
+
+
+@torch.no_grad()
+def resnet_states(model: Any, pixels: np.ndarray) -> States:
+    """The last stage's tokens, then the embedding."""
+    *_, last, embedding = model.visual(torch.tensor(pixels).permute(0, 3, 1, 2))
+    return [last.flatten(2).transpose(1, 2).numpy(), embedding.numpy()]
+
+
+@torch.no_grad()
+def resnet_dense(model: Any, pixels: np.ndarray) -> np.ndarray:
+    """The value path of the attention pool, as unit vectors."""
+    return model.visual.dense(torch.tensor(pixels).permute(0, 3, 1, 2)).numpy()
+
+
+def _tips() -> Case:
+    size = Tipsv2Config().vision_config.image_size
+    return Case(
+        "TIPSv2 (transformers)",
+        "google/tipsv2-b14",
+        lambda: drawn(Tipsv2Model(Tipsv2Config()), scaled=True),
+        _saved,
+        tips_states,
+        tips_dense,
+        "value",
+        None,
+        ((size, size), (84, 126)),
+    )
+
+
+@torch.no_grad()
+def tips_states(model: Any, pixels: np.ndarray) -> States:
+    """Every block's output, then the embedding."""
+    output = model.vision_model(torch.tensor(pixels).permute(0, 3, 1, 2), output_hidden_states=True)
+    return [state.numpy() for state in (*output.hidden_states[1:], output.pooler_output)]
+
+
+@torch.no_grad()
+def tips_dense(model: Any, pixels: np.ndarray) -> np.ndarray:
+    """The value path of the last layer, as unit vectors of the patches."""
+    vision: Any = model.vision_model
+    output = vision(torch.tensor(pixels).permute(0, 3, 1, 2), output_hidden_states=True)
+    hidden, layer = output.hidden_states[-2], vision.encoder.layer[-1]
+    hidden = hidden + layer.layer_scale1(layer.attention.o_proj(layer.attention.v_proj(layer.norm1(hidden))))
+    hidden = hidden + layer.layer_scale2(layer.mlp(layer.norm2(hidden)))
+    patches = vision.layernorm(hidden)[:, 1 + model.config.vision_config.num_register_tokens :]
+    return nn.functional.normalize(patches, dim=-1).numpy()
+
+
 B = (768, 12, 12, 3072)
 CASES: tuple[Case, ...] = (
     _clip("ViT-B/32", (224, 32, *B), (512, 12, 8, 2048), 512),
@@ -108,4 +183,6 @@ CASES: tuple[Case, ...] = (
     _siglip("SigLIP ViT-B/16", (224, 16, *B), 32000),
     _siglip("SigLIP 2 So400m/14", (224, 14, 1152, 27, 16, 4304), 256000),
     *map(_open, open_cases.ROWS),
+    _tips(),
+    _resnet("RN50"),
 )
