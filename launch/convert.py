@@ -4,6 +4,7 @@ python -m launch.convert SOURCE DEST [--to=native|huggingface|open_clip] [--spec
 python -m launch.convert SOURCE --inspect
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
@@ -13,14 +14,14 @@ from launch.cli import quiet_logs, user_errors
 from spatial_clip_jax.convert.export import save_clip, save_native, save_open_clip
 from spatial_clip_jax.convert.files import headers
 from spatial_clip_jax.convert.inspect import inspect_checkpoint, report
-from spatial_clip_jax.convert.load import read_checkpoint
+from spatial_clip_jax.convert.load import read_checkpoint, read_stored
 from spatial_clip_jax.convert.source import find_source
 from spatial_clip_jax.convert.verify import checksum, differences
 from spatial_clip_jax.models.geometries import named_spec
 
 # Of the largest value of PyTorch's embedding: fp32 rounding over a deep tower stays far below, another geometry above.
 MAX_DIFFERENCE = 1e-3
-WRITERS = {"native": save_native, "huggingface": save_clip, "open_clip": save_open_clip}
+WRITERS: dict[str, Callable[..., None]] = {"native": save_native, "huggingface": save_clip, "open_clip": save_open_clip}
 
 INSPECT = flags.DEFINE_bool("inspect", False, "Only say what is in SOURCE.")
 TO = flags.DEFINE_enum("to", "native", list(WRITERS), "The form to write.")
@@ -44,8 +45,9 @@ def convert(source: Path, destination: Path, form: str, spec_name: str | None) -
     found = find_source(source, None if spec_name is None else named_spec(spec_name))
     print(f"{source}: {found.naming.title}")
     with tqdm(desc="reading", unit=" weights", total=len(headers(found.files))) as bar:
-        spec, params, tokenizer = read_checkpoint(source, found.spec, progress=bar.update)
-    WRITERS[form](destination, spec, params, tokenizer)
+        spec, params, tokenizer, stored = read_stored(source, found.spec, progress=bar.update)
+    kept = {} if form == "native" else {"form": stored}  # ours is fp32, which loads without conversion
+    WRITERS[form](destination, spec, params, tokenizer, **kept)
     print(f"written: {destination} ({form})")
     written = checksum(read_checkpoint(destination)[1])
     if written != checksum(params):

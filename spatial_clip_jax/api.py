@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from spatial_clip_jax.convert.card import Card, Origin, Training, read_origin, read_training
 from spatial_clip_jax.convert.export import SETTINGS_FILE, SavedAdapter, save_clip
-from spatial_clip_jax.convert.load import read_adapter, read_checkpoint
-from spatial_clip_jax.convert.source import naming, read_json
+from spatial_clip_jax.convert.load import read_adapter, read_stored
+from spatial_clip_jax.convert.source import Form, naming, read_json
 from spatial_clip_jax.data.decode import decode_image
 from spatial_clip_jax.data.resize import affordable, native_view, resized, scaled_size, stacked, whole_patches
 from spatial_clip_jax.data.tokenizer import check_tokenizer, encode, load_tokenizer
@@ -23,7 +24,7 @@ from spatial_clip_jax.evaluate.prompts import embed_phrases
 from spatial_clip_jax.fusion import encoders
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers
 from spatial_clip_jax.fusion.settings import FusionSettings, average_maps
-from spatial_clip_jax.models.adapter import SpatialAdapter
+from spatial_clip_jax.models.adapter import SpatialAdapter, merge
 from spatial_clip_jax.models.clip import similarity_scale, vision_tower
 from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.models.params import Params, abstract_params, init_module, join_params, split_params
@@ -70,8 +71,10 @@ def load(
         )
     if not isinstance(spec, ClipSpec | str | None):
         raise ValueError(f"spec must be a ClipSpec, the name of one or None, got {spec!r}")
-    found, params, beside = read_checkpoint(path, named_spec(spec) if isinstance(spec, str) else spec)
+    found, params, beside, form = read_stored(path, named_spec(spec) if isinstance(spec, str) else spec)
     model = SpatialClip(found, params, beside if tokenizer is None else _path(tokenizer, "tokenizer"))
+    model.form = form
+    model.origin = read_origin(path if path.is_dir() else path.parent, path.resolve().name)
     return model if adapter is None else _with_adapter(model, _path(adapter, "adapter"))
 
 
@@ -89,7 +92,7 @@ def _with_adapter(model: "SpatialClip", folder: Path) -> "SpatialClip":
     fields = read_json(file, SETTINGS_FILE) if file.is_file() else {}
     with naming(file):
         settings = Settings(**fields)
-    return model.with_adapter(*read_adapter(found[0], model.spec), settings)
+    return model.with_adapter(*read_adapter(found[0], model.spec), settings, read_training(found[0]))
 
 
 class SpatialClip:
@@ -109,6 +112,10 @@ class SpatialClip:
         if self.tokenizer is not None:
             check_tokenizer(self.tokenizer, spec.text_tower, str(tokenizer_file))
         self.settings = Settings()
+        self.form = Form()  # how the weights were stored, for saving them likewise
+        # What an exported folder's card says of where the weights are from.
+        self.origin = Origin("unnamed")
+        self.training: Training | None = None
         self.adapter_spec: AdapterSpec | None = None
         self.clip_params: Params = jax.tree.map(jnp.asarray, params)
         self.params: Params = {"vision": self.clip_params["vision"]}
@@ -116,10 +123,13 @@ class SpatialClip:
         self.readout = _training_free(self.towers)
         self._text = None if spec.text is None else _text_definition(spec)
 
-    def with_adapter(self, spec: AdapterSpec, params: Params, settings: Settings | None = None) -> "SpatialClip":
-        """The same CLIP with an adapter beside it; classification stays what it is."""
+    def with_adapter(
+        self, spec: AdapterSpec, params: Params, settings: Settings | None = None, training: Training | None = None
+    ) -> "SpatialClip":
+        """The same CLIP with an adapter beside it; classification stays what it is. training: for its card."""
         model = copy.copy(self)
         model.adapter_spec, model.settings, model.readout = spec, settings or self.settings, ADAPTER
+        model.training = training
         model.params = {**self.params, "adapter": jax.tree.map(jnp.asarray, params)}
         model.towers = Towers(self.spec.vision, self.towers.vision, adapter_definition(spec, self.spec))
         return model
@@ -128,6 +138,7 @@ class SpatialClip:
         """The same CLIP as it was loaded."""
         model = copy.copy(self)
         model.adapter_spec, model.settings, model.readout = None, Settings(), _training_free(self.towers)
+        model.training = None
         model.params = {"vision": self.params["vision"]}
         model.towers = Towers(self.spec.vision, self.towers.vision)
         return model
@@ -218,11 +229,34 @@ class SpatialClip:
         return classify(self.encode_image(images), embeddings, scale, None if bias is None else float(bias))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """A Hugging Face folder for `transformers.CLIPModel.from_pretrained`; beside it the adapter and its twin."""
+        """A Hugging Face folder for `transformers.CLIPModel.from_pretrained`, with adapter, PyTorch twin and card.
+
+        A README.md is overwritten only if it is one of our cards.
+        """
         adapter = None
         if self.adapter_spec:
             adapter = SavedAdapter(self.adapter_spec, self.params["adapter"], asdict(self.settings))
-        save_clip(folder, self.spec, self.clip_params, self.tokenizer_json, adapter=adapter)
+        self._save(folder, self.clip_params, self._card(), adapter)
+
+    def save_merged(self, folder: str | Path, alpha: float) -> None:
+        """A plain Hugging Face folder whose tower is alpha * adapter + (1 - alpha) * original in its last blocks.
+
+        For detectors and segmenters that take a CLIP and nothing beside it; classification changes with the weights.
+        ValueError without a "copy" adapter, or for an `alpha` outside [0, 1].
+        """
+        if self.adapter_spec is None:
+            raise ValueError("there is no adapter to merge: load(..., adapter=FOLDER)")
+        tower = join_params(self.towers.vision, self.params["vision"])
+        vision = merge(tower, join_params(self.towers.adapter, self.params["adapter"]), alpha)
+        card = replace(self._card(), adapter=None, merged=alpha)
+        self._save(folder, {**self.clip_params, "vision": vision}, card)
+
+    def _save(self, folder: str | Path, params: Params, card: Card, adapter: SavedAdapter | None = None) -> None:
+        save_clip(folder, self.spec, params, self.tokenizer_json, adapter=adapter, card=card, form=self.form)
+
+    def _card(self) -> Card:
+        texts = self.tokenizer is not None
+        return Card(self.spec, self.origin, self.adapter_spec, self.training, texts=texts)
 
     def _readout(self, readout: str | None, fusion: FusionSettings | None) -> str:
         """The read-out's name; ValueError for an unknown one or one beside `fusion`, which names its own."""

@@ -1,30 +1,41 @@
 """Checkpoints out: Hugging Face CLIP folders, and the adapter with its PyTorch twin."""
 
+import collections
 import contextlib
 import dataclasses
-import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from spatial_clip_jax.convert import tables
+from spatial_clip_jax.convert.card import CARD, TRAINING, Card, card_text, is_ours
 from spatial_clip_jax.convert.families import registry
 from spatial_clip_jax.convert.families.adapter import ADAPTER
+from spatial_clip_jax.convert.families.hugging_face import Json
 from spatial_clip_jax.convert.families.native import NATIVE
-from spatial_clip_jax.convert.source import NATIVE_CONFIG, OPEN_CLIP_CONFIG
-from spatial_clip_jax.models.params import Params, flatten_params
-from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, TextSpec
+from spatial_clip_jax.convert.onnx import ONNX_FILES
+from spatial_clip_jax.convert.shards import MAX_SHARD, MODEL_FILES, planned, write_file, write_sharded
+from spatial_clip_jax.convert.source import NATIVE_CONFIG, OPEN_CLIP_CONFIG, Form
+from spatial_clip_jax.convert.tokenizer_files import TokenizerJson, write_json, write_tokenizer
+from spatial_clip_jax.models.params import Params
+from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
 
+STORED_HERE = Form()  # fp32, in the class that the spec fits
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+NOTHING = re.compile("(?!)")
 TORCH_TWIN = Path(__file__).with_name("torch_twin.py")
-TokenizerJson = str | Path | bytes  # a file, or what is in it
 SETTINGS_FILE = "settings.json"
 # What an adapter adds to a CLIP's folder. It fits the CLIP it was trained beside alone, so it never outlives that one.
-ADAPTER_FILES = ("adapter.json", "adapter.safetensors", "modeling_spatial_clip.py", SETTINGS_FILE)
+ADAPTER_FILES = ("adapter.json", "adapter.safetensors", SETTINGS_FILE)
+TWIN_FILE = "modeling_spatial_clip.py"
+# The classes of transformers that have a twin there.
+TWINS = (
+    *("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection", "MetaClip2Model"),
+    *("SiglipModel", "SiglipVisionModel", "Siglip2Model", "Siglip2VisionModel"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,75 +54,91 @@ def save_clip(
     tokenizer_json: TokenizerJson | None,
     metadata: Mapping[str, str] | None = None,
     adapter: SavedAdapter | None = None,
+    card: Card | None = None,
+    form: Form = STORED_HERE,
+    shard: int = MAX_SHARD,
 ) -> None:
     """Write a folder that transformers loads: the class of this architecture (CLIPModel, SiglipModel), its processor.
 
     params: as `split_params(clip)` gives them, on the host or addressable from it. tokenizer_json: a file of
     the `tokenizers` library, or its bytes; None leaves the tokenizer out, and the processor cannot load then.
     metadata: kept in the weights' header. adapter: as `save_adapter` writes it; without one, that of an earlier
-    save is removed. Everything is written beside the folder first and then moved in: never a half-written file.
+    save is removed, as ONNX graphs are. card: what README.md says, unless the user wrote one. form: of the
+    checkpoint that was read, whose class and dtypes are kept. shard: bytes beyond which the weights are split.
+    The PyTorch twin, which AutoModel finds, is written where the class has one. Everything is written beside the
+    folder first and then moved in: never a half-written file.
 
     ValueError, before anything is moved, if the folder or a name in it is taken by something else, or if transformers
     has no class of this architecture.
     """
-    family = registry.written_as(spec)
+    family = registry.written_as(spec, form.model_type)
     if family is None:
         raise ValueError("transformers has no class of this architecture: save it in our own format, or open_clip's.")
-    with _staged(folder, ADAPTER_FILES) as staging:
-        _write_json(staging / "config.json", family.write(spec))
-        _write_json(staging / "preprocessor_config.json", family.preprocessor(spec.vit))
+    with _staged(folder, (*ADAPTER_FILES, TWIN_FILE, *ONNX_FILES, TRAINING), MODEL_FILES) as staging:
+        _write_config(staging, {**family.write(spec), "dtype": _usual_dtype(form)})
+        write_json(staging / "preprocessor_config.json", family.preprocessor(spec.vit))
         if tokenizer_json is not None:
-            _write_tokenizer(staging, tokenizer_json, spec.text_tower)
-        _write_weights(staging / "model.safetensors", params, family.namings[0], metadata or {})
+            write_tokenizer(staging, tokenizer_json, spec.text_tower)
+        write_sharded(staging, planned(params, family.namings[0].table, form.dtypes), metadata or {}, shard)
         if adapter is not None:
             _write_adapter(staging, adapter, spec)
+        if card is not None:
+            _write_card(staging, Path(folder), card)
 
 
-def save_open_clip(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_json: TokenizerJson | None) -> None:
+def save_open_clip(
+    folder: str | Path,
+    spec: ClipSpec,
+    params: Params,
+    tokenizer_json: TokenizerJson | None,
+    form: Form = STORED_HERE,
+) -> None:
     """Write a folder that open_clip loads as `local-dir:FOLDER`; ValueError where it cannot describe the geometry."""
     layout = registry.written_by_open_clip(spec)
     if layout is None:
         raise ValueError("open_clip has no words for this architecture: save it in our own format.")
     with _staged(folder) as staging:
-        _write_json(staging / OPEN_CLIP_CONFIG, layout.write(spec))
+        write_json(staging / OPEN_CLIP_CONFIG, layout.write(spec))
         if tokenizer_json is not None:
-            _write_tokenizer(staging, tokenizer_json, spec.text_tower)
-        _write_weights(staging / "open_clip_model.safetensors", params, layout.namings[0], {})
+            write_tokenizer(staging, tokenizer_json, spec.text_tower)
+        write_file(staging / "open_clip_model.safetensors", planned(params, layout.namings[0].table, form.dtypes), {})
 
 
 def save_native(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_json: TokenizerJson | None) -> None:
     """Write a folder in our own names and layouts: any architecture, read without mapping."""
     with _staged(folder) as staging:
-        _write_json(staging / NATIVE_CONFIG, dataclasses.asdict(spec))
+        write_json(staging / NATIVE_CONFIG, dataclasses.asdict(spec))
         if tokenizer_json is not None:
-            _write_tokenizer(staging, tokenizer_json, spec.text_tower)
-        _write_weights(staging / "model.safetensors", params, NATIVE, {})
+            write_tokenizer(staging, tokenizer_json, spec.text_tower)
+        write_file(staging / "model.safetensors", planned(params, NATIVE.table), {})
 
 
 def save_weights(file: str | Path, params: Params, naming: tables.Naming) -> None:
     """Write one file of safetensors in the names of any family, for its own code, which holds the geometry itself."""
     file = Path(file)
     with _staged(file.parent) as staging:
-        _write_weights(staging / file.name, params, naming, {})
+        write_file(staging / file.name, planned(params, naming.table), {})
 
 
 def save_adapter(folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec) -> None:
-    """Write the adapter beside a CLIP folder's files, with `modeling_spatial_clip.py`, its PyTorch twin."""
+    """Write the adapter beside a CLIP folder's files."""
     with _staged(folder, ADAPTER_FILES) as staging:
         _write_adapter(staging, SavedAdapter(adapter_spec, adapter_params), clip_spec)
 
 
 @contextlib.contextmanager
-def _staged(destination: str | Path, owned: tuple[str, ...] = ()) -> Iterator[Path]:
+def _staged(destination: str | Path, owned: tuple[str, ...] = (), pattern: re.Pattern[str] = NOTHING) -> Iterator[Path]:
     """A temporary sibling whose files move into `destination` at the end, or vanish when something fails.
 
-    owned: names that are removed there if they were not written.
+    owned, pattern: names that are removed there if they were not written.
     """
     folder = _folder(destination)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
         yield Path(staging)
         written = sorted(Path(staging).iterdir())
-        names = {*owned, *(file.name for file in written)}
+        there = folder.iterdir() if folder.is_dir() else ()
+        stale = {file.name for file in there if pattern.fullmatch(file.name)}
+        names = {*owned, *stale, *(file.name for file in written)}
         taken = sorted(name for name in names if (folder / name).is_dir())
         if taken:
             raise ValueError(f"{folder} has folders named {taken}, where files would be written: give another folder.")
@@ -140,56 +167,33 @@ def _write_adapter(folder: Path, adapter: SavedAdapter, clip_spec: ClipSpec) -> 
         "vision": dataclasses.asdict(clip_spec.vision),
         "embed_dim": clip_spec.embed_dim,
     }
-    _write_json(folder / "adapter.json", description)
-    shutil.copyfile(TORCH_TWIN, folder / "modeling_spatial_clip.py")
-    _write_weights(folder / "adapter.safetensors", adapter.params, ADAPTER, {})
+    write_json(folder / "adapter.json", description)
+    write_file(folder / "adapter.safetensors", planned(adapter.params, ADAPTER.table), {})
     if adapter.settings is not None:
-        _write_json(folder / SETTINGS_FILE, adapter.settings)
+        write_json(folder / SETTINGS_FILE, adapter.settings)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _usual_dtype(form: Form) -> str:
+    """PyTorch's name of the type that most weights have."""
+    counted = collections.Counter(form.dtypes.values()).most_common(1)
+    return TORCH_NAMES[counted[0][0] if counted else "F32"]
 
 
-def _write_weights(path: Path, params: Params, naming: tables.Naming, metadata: Mapping[str, str]) -> None:
-    """All leaves in fp32 under PyTorch's names and layouts."""
-    stacks: dict[str, dict[int, np.ndarray]] = {}
-    for ours, leaf in flatten_params(params).items():
-        mapped = tables.to_theirs(ours, naming.table)
-        array = tables.array_to_theirs(np.asarray(leaf, np.float32), mapped.layout)
-        stacks.setdefault(mapped.name, {})[mapped.piece] = array
-    tensors = {name: _stacked([pieces[i] for i in sorted(pieces)]) for name, pieces in stacks.items()}
-    save_file(tensors, path, {"format": "pt", **metadata})
-    path.chmod(0o644)  # safetensors makes files that only their owner may read
+def _write_config(folder: Path, config: Json) -> None:
+    """config.json, with the twin of its class where there is one, which AutoModel takes where its code is trusted."""
+    architecture = config["architectures"][0]
+    if architecture in TWINS:
+        shutil.copyfile(TORCH_TWIN, folder / TWIN_FILE)
+        twin = f"{TWIN_FILE.removesuffix('.py')}.Spatial{architecture.replace('CLIP', 'Clip')}"
+        config = {**config, "auto_map": {"AutoModel": twin}}
+    write_json(folder / "config.json", config)
 
 
-def _stacked(pieces: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-
-
-def _write_tokenizer(folder: Path, source: TokenizerJson, text: TextSpec) -> None:
-    """tokenizer.json as it is, and what transformers wants beside it: settings, vocabulary, merges."""
-    file = source if isinstance(source, bytes) else Path(source).read_bytes()
-    name = "the tokenizer" if isinstance(source, bytes) else str(source)
-    content = json.loads(file)
-    vocabulary = content["model"]["vocab"]
-    names = {index: name for name, index in vocabulary.items()}
-    names |= {token["id"]: token["content"] for token in content["added_tokens"]}
-    special = {"bos_token": text.bos_token_id, "eos_token": text.eos_token_id, "pad_token": text.pad_token_id}
-    special = {role: index for role, index in special.items() if index is not None}
-    absent = {role: index for role, index in special.items() if index not in names}
-    if absent:
-        raise ValueError(f"{name} has no token for {absent}: it is another text tower's.")
-    (folder / "tokenizer.json").write_bytes(file)
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "CLIPTokenizer" if text.pool == "eos" else "PreTrainedTokenizerFast",
-            "model_max_length": text.context_length,
-            "unk_token": names.get(text.eos_token_id, content["model"].get("unk_token")),
-            **{role: names[index] for role, index in special.items()},
-        },
-    )
-    _write_json(folder / "vocab.json", vocabulary)
-    merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"])
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+def _write_card(staging: Path, folder: Path, card: Card) -> None:
+    """README.md and, where the adapter's training is known, what it is made of, from which it can be written again."""
+    if is_ours(folder / CARD):
+        # NaFlex's image processor cuts patches out, which the twin does not take.
+        example = (staging / TWIN_FILE).is_file() and card.spec.vit.native_view != "patches"
+        (staging / CARD).write_text(card_text(card, folder.resolve().name, example), encoding="utf-8")
+    if card.training is not None:
+        write_json(staging / TRAINING, dataclasses.asdict(card.training))

@@ -15,7 +15,7 @@ from spatial_clip_jax.convert import tables
 from spatial_clip_jax.convert.families.adapter import ADAPTER
 from spatial_clip_jax.convert.families.hugging_face import triple
 from spatial_clip_jax.convert.files import headers
-from spatial_clip_jax.convert.source import Source, existing, find_source, naming, read_json
+from spatial_clip_jax.convert.source import Form, Source, existing, find_source, naming, read_json
 from spatial_clip_jax.convert.weights import Place, read_leaves
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.clip import Clip
@@ -40,14 +40,21 @@ def read_checkpoint(
     FileNotFoundError when a file is lacking; ValueError, naming every fault at once, when a weight is missing,
     unexpected, misshapen, not a float, not finite, or the file is damaged.
     """
+    return read_stored(path, spec, progress)[:3]
+
+
+def read_stored(
+    path: str | Path, spec: ClipSpec | None = None, progress: Callable[[], Any] = lambda: None
+) -> tuple[ClipSpec, Params, Path | None, Form]:
+    """`read_checkpoint`, and how the checkpoint was stored."""
     source = find_source(path, spec)
 
     def keep(_: str, array: np.ndarray) -> np.ndarray:
         progress()
         return array
 
-    _, params = _read_clip(source, keep)
-    return source.spec, params, source.tokenizer
+    _, params, dtypes = _read_clip(source, keep)
+    return source.spec, params, source.tokenizer, Form(dtypes, source.model_type)
 
 
 def load_clip(
@@ -63,7 +70,7 @@ def load_clip(
     shardings: leaf path -> Sharding, as a mapping or a function. Leaves are read, checked and placed one by
     one, so that the host never holds a second copy.
     """
-    definition, params = _read_clip(find_source(path, spec), _placer(shardings), dtype, attention)
+    definition, params, _ = _read_clip(find_source(path, spec), _placer(shardings), dtype, attention)
     return join_params(definition, params)
 
 
@@ -93,15 +100,15 @@ def read_adapter(folder: str | Path, clip: ClipSpec | None = None) -> tuple[Adap
 
 def _read_clip(
     source: Source, place: Place, dtype: DTypeLike = jnp.float32, attention: str = "auto"
-) -> tuple[Any, Params]:
+) -> tuple[Any, Params, dict[str, str]]:
     definition, params = abstract_params(lambda rngs: Clip(source.spec, rngs=rngs, dtype=dtype, attention=attention))
     expected, known = flatten_params(params), _temperature(source, place)
-    leaves, _ = read_leaves(
+    leaves, dtypes = read_leaves(
         source.files, {path: leaf for path, leaf in expected.items() if path not in known}, source.naming, place
     )
     leaves |= known
     _check_scale(leaves, source)
-    return definition, leaves
+    return definition, leaves, dtypes
 
 
 def _temperature(source: Source, place: Place) -> Params:

@@ -2,8 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spatial_clip_jax.convert.families import registry
@@ -36,6 +36,15 @@ class Source:
     files: list[Path]
     naming: Naming
     tokenizer: Path | None
+    model_type: str | None = None  # of config.json, where there is one
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a checkpoint was stored, so that it can be written likewise: dtypes by our paths, its class's model_type."""
+
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    model_type: str | None = None
 
 
 def find_source(path: str | Path, spec: ClipSpec | None = None) -> Source:
@@ -58,7 +67,7 @@ def find_source(path: str | Path, spec: ClipSpec | None = None) -> Source:
         family = registry.hugging_face(config)
     found = spec or _hugging_face_spec(path, family, config)
     files = _hugging_face_files(path)
-    return Source(found, files, _naming_of(files, family.namings), _tokenizer(path))
+    return Source(found, files, _naming_of(files, family.namings), _tokenizer(path), family.model_type)
 
 
 def files_of(path: Path) -> list[Path]:

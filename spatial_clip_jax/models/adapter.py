@@ -12,7 +12,7 @@ from spatial_clip_jax.models.blocks import Block
 from spatial_clip_jax.models.params import Params, join_params, split_params
 from spatial_clip_jax.models.readout import last_block, unit_map
 from spatial_clip_jax.models.resnet import ResNetTower
-from spatial_clip_jax.models.spec import AdapterSpec
+from spatial_clip_jax.models.spec import AdapterSpec, is_finite
 from spatial_clip_jax.models.vision import VisionOutput, VisionTower
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -67,8 +67,10 @@ def merge(tower: VisionTower, adapter: SpatialAdapter, alpha: float) -> Params:
 
     The weight ensemble of Wortsman et al. 2022. With alpha = 1 the merged tower's read-out of the adapter's
     name is the adapter's dense map; the picture's embedding changes too. ValueError for "residual", which has
-    no such shape.
+    no such shape, and for an alpha outside [0, 1].
     """
+    if not is_finite(alpha) or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is the adapter's share, from 0 to 1, got {alpha!r}.")
     if adapter.spec.variant != "copy":
         raise ValueError("Only a 'copy' adapter can be merged: a residual one adds blocks.")
     params, trained = split_params(tower)[1], split_params(adapter)[1]

@@ -12,16 +12,20 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import CLIPModel, CLIPProcessor
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
+import spatial_clip_jax as scj
 from spatial_clip_jax.convert.export import save_adapter, save_clip
 from spatial_clip_jax.convert.load import load_clip, read_adapter, read_checkpoint
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.params import init_module, split_params
 from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.models.vision import preprocess
-from tests.models.random_clip import EOS, random_ids, random_pixels, to_torch
+from tests.convert import random_models
+from tests.models.random_clip import EOS, random_hf_clip, random_ids, random_pixels, to_torch
+
+WORDS = ("red", "circle", "blue")
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +196,60 @@ def test_the_bytes_of_a_tokenizer_do_for_its_file(hf_folder: Path, exported: Pat
     save_clip(tmp_path / "out", spec, params, tokenizer.read_bytes())
     for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (exported / name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: random_hf_clip(0),
+        random_models.siglip,
+        random_models.siglip_vision,
+        random_models.naflex,
+        random_models.metaclip_2,
+        lambda: random_models.clip_vision(True),
+        lambda: random_models.clip_vision(False),
+    ],
+)
+def test_class_and_types_are_those_that_came_in(tmp_path: Path, build, dtype: torch.dtype):
+    model = build().to(dtype)
+    model.save_pretrained(tmp_path / "in")
+    scj.load(tmp_path / "in").save_pretrained(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == [type(model).__name__]
+    again, told = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(told.values())
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys() and after.items()
+    for key, tensor in before.items():
+        assert after[key].dtype == dtype and torch.equal(after[key], tensor), key
+    held = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in held.values()} == {dtype}
+
+
+def test_types_may_differ_among_tensors(tmp_path: Path):
+    model = random_hf_clip(0).to(torch.float16)
+    model.vision_model.post_layernorm.float()
+    model.logit_scale.data = model.logit_scale.data.to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "in")
+    scj.load(tmp_path / "in").save_pretrained(tmp_path / "out")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
+    assert {key: tensor.dtype for key, tensor in before.items()} == {key: t.dtype for key, t in after.items()}
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert len({tensor.dtype for tensor in before.values()}) == 3
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_a_sentence_piece_tokenizer_is_kept(tmp_path: Path):
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((f"\u2581{word}", -float(i)) for i, word in enumerate(WORDS, 1))]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    random_models.siglip().save_pretrained(tmp_path / "in")
+    tokenizer.save(str(tmp_path / "in" / "tokenizer.json"))
+    model = scj.load(tmp_path / "in")
+    model.save_pretrained(tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "in" / "tokenizer.json").read_bytes()
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")(["red circle"], padding="max_length").input_ids
+    assert ids == [[2, 3] + [1] * 22] and not (tmp_path / "out" / "vocab.json").exists()
+    again = scj.load(tmp_path / "out")
+    np.testing.assert_array_equal(again.encode_text(["red circle"]), model.encode_text(["red circle"]))

@@ -56,9 +56,10 @@ def hugging_face(config: Json) -> Family:
     return HUGGING_FACE[kind]
 
 
-def written_as(spec: ClipSpec) -> Family | None:
-    """The class of transformers that computes what the spec says, if there is one."""
-    return next((family for family in HUGGING_FACE.values() if family.describes(spec)), None)
+def written_as(spec: ClipSpec, model_type: str | None = None) -> Family | None:
+    """The class of transformers that computes what the spec says, if there is one; of several, that of `model_type`."""
+    families = sorted(HUGGING_FACE.values(), key=lambda family: family.model_type != model_type)
+    return next((family for family in families if family.describes(spec)), None)
 
 
 def open_clip_layout(config: Json) -> Layout:
