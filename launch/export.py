@@ -1,17 +1,20 @@
-"""Writes a CLIP, with its adapter and the adapter's PyTorch twin, as a Hugging Face folder.
+"""Writes a CLIP, with its adapter and its PyTorch twin, as a Hugging Face folder.
 
-python -m launch.export --adapter=runs/quickstart --folder=exported
+python -m launch.export --adapter=runs/quickstart --folder=exported [--onnx] [--merge=0.5]
 """
 
 from absl import app, flags
 
 from launch.cli import quiet_logs, user_errors
 from spatial_clip_jax.api import load
+from spatial_clip_jax.convert.onnx import save_onnx
 
 MODEL = flags.DEFINE_string("model", "tiny", "The bundled model, or a local folder in Hugging Face's CLIP format.")
 ADAPTER = flags.DEFINE_string(
     "adapter", None, "Workdir of launch.train or exported folder; none exports the CLIP alone."
 )
+ONNX = flags.DEFINE_bool("onnx", False, "Write dense.onnx too: the dense map in one pass, at any size.")
+MERGE = flags.DEFINE_float("merge", None, "Share of the adapter, 0 to 1, in a plain CLIP that it is merged into.")
 FOLDER = flags.DEFINE_string("folder", None, "Where to write.", required=True)
 
 
@@ -21,7 +24,13 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {arguments[1:]}")
     quiet_logs()
     with user_errors():
-        load(MODEL.value, ADAPTER.value).save_pretrained(FOLDER.value)
+        model = load(MODEL.value, ADAPTER.value)
+        if MERGE.value is None:
+            model.save_pretrained(FOLDER.value)
+        else:
+            model.save_merged(FOLDER.value, MERGE.value)
+        if ONNX.value:
+            save_onnx(FOLDER.value)
     print(f"written: {FOLDER.value}")
 
 

@@ -5,6 +5,7 @@ python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from launch import cli
 from launch.benchmark import benchmark, check_section, row_names, write_results
 from spatial_clip_jax.api import SpatialClip, load
+from spatial_clip_jax.convert.card import Training
 from spatial_clip_jax.data.scenes.load import prepare
 from spatial_clip_jax.data.sources import Source, open_source
 from spatial_clip_jax.data.stream import PictureStream
@@ -26,6 +28,7 @@ from spatial_clip_jax.train.loop import TrainResult, train
 from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.task import Batches, Task
 from spatial_clip_jax.train.teacher import CachedTeacher, fingerprint
+from spatial_clip_jax.train.workdir import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +43,21 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if config.measure:
         check_section(config.benchmark, row_names(adapter=True))
     result = train(config, adaptation_task(config, model, adapter, workdir), workdir)
-    params = to_host(result.state.params)
+    params, training = to_host(result.state.params), _training(config)
     if is_main():
-        finish(config, model.with_adapter(adapter, params), result, workdir)
+        finish(config, model.with_adapter(adapter, params), training, result, workdir)
 
 
-def finish(config: ConfigDict, adapted: SpatialClip, result: TrainResult, workdir: Path) -> None:
+def finish(config: ConfigDict, adapted: SpatialClip, training: Training, result: TrainResult, workdir: Path) -> None:
     """Export, benchmark and report of a trained adapter; the export gets the settings chosen on validation."""
+    adapted.training = training
     adapted.save_pretrained(workdir / "export")
     if config.measure:
         fusion = read_section(FusionSettings, config.teacher, "teacher")
         world = prepare(config.benchmark.world, Path(config.data.dir))
         measured = benchmark(config.benchmark, adapted, fusion, world)
         adapted.settings = measured.settings.get("adapter", adapted.settings)
+        adapted.training = replace(training, benchmark=measured.scores)
         write_results(workdir, adapted, measured, result.summary, world)
         adapted.save_pretrained(workdir / "export")
     logger.info("written: %s", workdir)
@@ -67,6 +72,18 @@ def adaptation_task(config: ConfigDict, model: SpatialClip, adapter: AdapterSpec
     frozen = {"vision": model.params["vision"]}
     stream, batches = _batches(config, model, frozen, fusion, workdir)
     return Task(params, frozen, adaptation_loss(towers, objectives, fusion), batches, stream.counters)
+
+
+# What a card says of the settings: what shaped the weights, and no path of this machine.
+RECORDED = ("steps", "batch_size", "seed", "adapter", "scale", "teacher", "objectives", "optimizer")
+
+
+def _training(config: ConfigDict) -> Training:
+    """What the adapter was trained on, for its card."""
+    kinds = {"scenes": f"the bundled world ({config.data.world}), split {config.data.split}", "folder": "a folder"}
+    settings = resolve(config)
+    name = kinds.get(config.data.kind, f"the data set {Path(config.data.path).parent.name}, split {config.data.split}")
+    return Training(name, len(_source(config.data)), {key: settings[key] for key in RECORDED})
 
 
 def _check_scale(scale: float, vision: AnyVisionSpec) -> None:

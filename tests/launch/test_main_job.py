@@ -83,6 +83,39 @@ def test_what_is_written(whole):
     assert list((whole / "events").iterdir()) and (whole / "figure.png").stat().st_size > 10_000
 
 
+def test_the_export_says_what_it_is(whole):
+    """Its card has the run's own table, and names no folder of this machine."""
+    text, record = (whole / "export" / "README.md").read_text(), (whole / "export" / "training.json").read_text()
+    scores = json.loads((whole / "metrics.json").read_text())["benchmark"]
+    assert f"| adapter | {scores['adapter']['pointing']:.3f} |" in text and "8 steps of 8" in text
+    assert json.loads(record)["benchmark"] == scores and json.loads(record)["pictures"] > 0
+    assert str(whole.parent) not in text + record
+
+
+def test_export_command(whole, tmp_path):
+    def export(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "launch.export",
+            f"--adapter={whole}",
+            f"--folder={tmp_path / 'out'}",
+            *options,
+        ]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    done = export("--onnx")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out" / "dense.onnx").stat().st_size > 1_000_000
+    assert (tmp_path / "out" / "README.md").read_text() == (whole / "export" / "README.md").read_text().replace(
+        "export", "out"
+    )
+    assert export("--merge=0.5").returncode == 0
+    assert not (tmp_path / "out" / "adapter.json").exists() and not (tmp_path / "out" / "dense.onnx").exists()
+    failed = export("--merge=2")
+    assert failed.returncode == 1 and "from 0 to 1, got 2.0" in failed.stderr and "Traceback" not in failed.stderr
+
+
 def test_killed_and_resumed_is_bit_equal(whole, data, tmp_path):
     process = start(data, tmp_path, *WITHOUT_TABLE)
     deadline = time.time() + 240
