@@ -1,5 +1,7 @@
 """Reads a checkpoint of any known kind once, checks it, and writes it in a form that is quick to load.
 
+SOURCE is what `load` takes: a folder, a file, or a model of the Hugging Face Hub.
+
 python -m launch.convert SOURCE DEST [--to=native|huggingface|open_clip] [--spec=NAME]
 python -m launch.convert SOURCE --inspect
 """
@@ -11,6 +13,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from launch.cli import quiet_logs, user_errors
+from spatial_clip_jax.api import located
 from spatial_clip_jax.convert.export import save_clip, save_native, save_open_clip
 from spatial_clip_jax.convert.files import headers
 from spatial_clip_jax.convert.inspect import inspect_checkpoint, report
@@ -35,31 +38,30 @@ def main(arguments: list[str]) -> None:
     quiet_logs()
     with user_errors():
         if INSPECT.value:
-            print(report(inspect_checkpoint(arguments[1])))
+            print(report(inspect_checkpoint(located(arguments[1]))))
         else:
-            convert(Path(arguments[1]), Path(arguments[2]), TO.value, SPEC.value)
+            convert(located(arguments[1]), Path(arguments[2]), TO.value, SPEC.value)
 
 
 def convert(source: Path, destination: Path, form: str, spec_name: str | None) -> None:
-    """Reads, writes, reads back, and prints how sure the conversion is."""
+    """Reads, compares with PyTorch where it can, writes, reads back, and prints how sure the conversion is."""
     found = find_source(source, None if spec_name is None else named_spec(spec_name))
     print(f"{source}: {found.naming.title}")
     with tqdm(desc="reading", unit=" weights", total=len(headers(found.files))) as bar:
         spec, params, tokenizer, stored = read_stored(source, found.spec, progress=bar.update)
+    compared = differences(source, spec, params)
+    for tower, (difference, scale) in (compared or {}).items():
+        print(f"{tower} tower against PyTorch: max abs difference {difference:.2e}, of embeddings up to {scale:.2g}")
+        if not difference <= MAX_DIFFERENCE * scale:
+            raise ValueError(f"{source} is not what its configuration says; nothing was written. See --inspect.")
     kept = {} if form == "native" else {"form": stored}  # ours is fp32, which loads without conversion
     WRITERS[form](destination, spec, params, tokenizer, **kept)
     print(f"written: {destination} ({form})")
     written = checksum(read_checkpoint(destination)[1])
     if written != checksum(params):
         raise ValueError(f"{destination} does not hold what was read from {source}: is the disk sound?")
-    compared = differences(source, spec, params)
     if compared is None:
         print(f"checksum of the mapped weights, the same in {destination}: {written}")
-        return
-    for tower, (difference, scale) in compared.items():
-        print(f"{tower} tower against PyTorch: max abs difference {difference:.2e}, of embeddings up to {scale:.2g}")
-        if difference > MAX_DIFFERENCE * scale:
-            raise ValueError(f"{source} is not what its configuration says: see `--inspect`, and check the activation.")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from spatial_clip_jax.convert import hub
 from spatial_clip_jax.convert.card import Card, Origin, Training, read_origin, read_training
 from spatial_clip_jax.convert.export import SETTINGS_FILE, SavedAdapter, save_clip
 from spatial_clip_jax.convert.load import read_adapter, read_stored
@@ -55,20 +55,16 @@ def load(
 ) -> "SpatialClip":
     """A CLIP ready to be asked.
 
-    source: "tiny", the bundled model; a local folder in Hugging Face's or open_clip's form; or a file of weights in
-    either's names (.safetensors; .pt, .pth and .bin with torch installed).
+    source: "tiny", the bundled model; a local folder (Hugging Face's, open_clip's, `spatial-clip convert`'s); a file of
+    weights in any known names (.safetensors, .npz; .pt, .pth and .bin with torch installed); or a repository of the
+    Hugging Face Hub, "org/name" or "org/name@revision", which is fetched into its cache.
     adapter: a trained adapter: a workdir of `launch.train`, or a folder written by `save_pretrained`.
     spec: the geometry, or its name in `models.spec.GEOMETRIES`, for a file, which does not say it.
     tokenizer: a tokenizer.json, by default the one beside the weights; without any, texts cannot be asked about.
 
     FileNotFoundError if a folder or file is missing; ValueError, naming every fault, if weights do not fit.
     """
-    path = TINY if str(source) == "tiny" else _path(source, "source")
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no checkpoint at {source!r}: give 'tiny' or a local folder with config.json, model.safetensors "
-            "and tokenizer.json; a hub model is fetched with `hf download MODEL --local-dir FOLDER`"
-        )
+    path = located(source)
     if not isinstance(spec, ClipSpec | str | None):
         raise ValueError(f"spec must be a ClipSpec, the name of one or None, got {spec!r}")
     found, params, beside, form = read_stored(path, named_spec(spec) if isinstance(spec, str) else spec)
@@ -76,6 +72,19 @@ def load(
     model.form = form
     model.origin = read_origin(path if path.is_dir() else path.parent, path.resolve().name)
     return model if adapter is None else _with_adapter(model, _path(adapter, "adapter"))
+
+
+def located(source: str | Path) -> Path:
+    """Where the checkpoint called `source` is, as in `load`; one of the Hub is fetched. FileNotFoundError for none."""
+    path = TINY if str(source) == "tiny" else _path(source, "source")
+    if path.exists():
+        return path
+    if isinstance(source, str) and hub.is_repo_id(source):
+        return hub.fetch(source)
+    raise FileNotFoundError(
+        f"no checkpoint at {source!r}: give 'tiny', a local folder with config.json, model.safetensors and "
+        "tokenizer.json, a file of weights, or a model of the Hub such as openai/clip-vit-base-patch16"
+    )
 
 
 def _path(given: str | Path, name: str) -> Path:
@@ -117,7 +126,7 @@ class SpatialClip:
         self.origin = Origin("unnamed")
         self.training: Training | None = None
         self.adapter_spec: AdapterSpec | None = None
-        self.clip_params: Params = jax.tree.map(jnp.asarray, params)
+        self.clip_params: Params = jax.device_put(params)
         self.params: Params = {"vision": self.clip_params["vision"]}
         self.towers = Towers(spec.vision, _vision_definition(spec))
         self.readout = _training_free(self.towers)
@@ -130,7 +139,7 @@ class SpatialClip:
         model = copy.copy(self)
         model.adapter_spec, model.settings, model.readout = spec, settings or self.settings, ADAPTER
         model.training = training
-        model.params = {**self.params, "adapter": jax.tree.map(jnp.asarray, params)}
+        model.params = {**self.params, "adapter": jax.device_put(params)}
         model.towers = Towers(self.spec.vision, self.towers.vision, adapter_definition(spec, self.spec))
         return model
 

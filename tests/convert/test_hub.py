@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from spatial_clip_jax.api import TINY
 from spatial_clip_jax.convert.hub import fetch, is_repo_id
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import sys
+from spatial_clip_jax.api import TINY
 from spatial_clip_jax.convert.hub import fetch
 try:
     print("found", fetch(sys.argv[1]))
@@ -109,3 +111,14 @@ def test_what_is_no_id_is_not_asked_for(name: str):
     assert not is_repo_id(name)
     with pytest.raises(ValueError, match="expected 'org/name'"):
         fetch(name)
+
+
+def test_load_takes_a_repository_by_name(tmp_path: Path):
+    folder = cached(tmp_path)
+    for file in TINY.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    program = "import sys, spatial_clip_jax as scj; print(scj.load(sys.argv[1]).encode_text(['a dog']).shape)"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", program, "org/clip@main"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(1, 128)", done.stderr

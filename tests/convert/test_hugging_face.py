@@ -11,7 +11,7 @@ import torch
 from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from spatial_clip_jax.convert.export import save_clip, save_native
-from spatial_clip_jax.convert.load import load_clip, read_checkpoint
+from spatial_clip_jax.convert.load import load_clip, read_checkpoint, read_stored
 from spatial_clip_jax.models.clip import Clip
 from spatial_clip_jax.models.params import join_params, split_params
 from spatial_clip_jax.models.readout import dense_map
@@ -122,12 +122,13 @@ def test_parity_sees_weights_in_the_wrong_place(damage: str, tmp_path: Path):
     assert worst(states(join_params(definition, params), pixels), vision_states(model, pixels)) > 1e-2
 
 
-@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_pytorch_to_here_to_pytorch_is_bit_equal(loaded, dtype: torch.dtype, tmp_path: Path):
     name, model, _, _ = loaded
     model = MODELS[name]().to(dtype)
     model.save_pretrained(tmp_path / "in")
-    save_clip(tmp_path / "out", *read_checkpoint(tmp_path / "in"))
+    spec, params, tokenizer, form = read_stored(tmp_path / "in")
+    save_clip(tmp_path / "out", spec, params, tokenizer, form=form)
     back = back_class(name, model).from_pretrained(tmp_path / "out", dtype="auto")
     weights, expected = back.state_dict(), towers_of(model).state_dict()
     assert weights.keys() <= expected.keys() and weights.keys() >= {key for key in expected if "vision_model" in key}

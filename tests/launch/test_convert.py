@@ -86,8 +86,8 @@ def test_foreign_files_are_said_to_be_foreign(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["absent", "out"], "absent/config.json not found"),
-        (["absent", "--inspect"], "no weights at absent"),
+        (["absent", "out"], "no checkpoint at 'absent'"),
+        (["absent", "--inspect"], "no checkpoint at 'absent'"),
         ([str(TINY)], "give SOURCE and DEST"),
         ([str(TINY), "out", "--to=onnx"], "native|huggingface|open_clip"),
         ([str(TINY), "out", "--spec=vit"], "Unknown geometry 'vit'. Valid names: tiny"),

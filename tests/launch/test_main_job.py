@@ -160,7 +160,7 @@ def test_your_own_pictures(data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (("--config.model=no/such",), "no checkpoint at 'no/such'"),
+        (("--config.model=no/such/folder",), "no checkpoint at 'no/such/folder'"),
         (("--config.objectives.fusion_distilation=1.0",), "fusion_distilation"),
         (("--config.adapter.variant=copi",), "'copy' or 'residual'"),
         (("--config.teacher.readout=gemm",), "unknown read-out 'gemm'"),
