@@ -9,7 +9,7 @@ from launch.cli import quiet_logs, user_errors
 from spatial_clip_jax.api import load
 from spatial_clip_jax.convert.onnx import save_onnx
 
-MODEL = flags.DEFINE_string("model", "tiny", "The bundled model, or a local folder in Hugging Face's CLIP format.")
+MODEL = flags.DEFINE_string("model", "tiny", "What `load` takes: tiny, a folder, a file, a model of the Hub.")
 ADAPTER = flags.DEFINE_string(
     "adapter", None, "Workdir of launch.train or exported folder; none exports the CLIP alone."
 )

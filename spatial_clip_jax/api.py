@@ -1,5 +1,6 @@
 """`load` a CLIP, then ask it where things are: `SpatialClip` and its tasks."""
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -59,7 +60,7 @@ def load(
     weights in any known names (.safetensors, .npz; .pt, .pth and .bin with torch installed); or a repository of the
     Hugging Face Hub, "org/name" or "org/name@revision", which is fetched into its cache.
     adapter: a trained adapter: a workdir of `launch.train`, or a folder written by `save_pretrained`.
-    spec: the geometry, or its name in `models.spec.GEOMETRIES`, for a file, which does not say it.
+    spec: the geometry, or its name in `models.geometries.GEOMETRIES`, for a file, which does not say it.
     tokenizer: a tokenizer.json, by default the one beside the weights; without any, texts cannot be asked about.
 
     FileNotFoundError if a folder or file is missing; ValueError, naming every fault, if weights do not fit.
@@ -77,8 +78,9 @@ def load(
 def located(source: str | Path) -> Path:
     """Where the checkpoint called `source` is, as in `load`; one of the Hub is fetched. FileNotFoundError for none."""
     path = TINY if str(source) == "tiny" else _path(source, "source")
-    if path.exists():
-        return path
+    with contextlib.suppress(OSError, ValueError):  # what cannot be a file's name is none
+        if path.exists():
+            return path
     if isinstance(source, str) and hub.is_repo_id(source):
         return hub.fetch(source)
     raise FileNotFoundError(

@@ -43,7 +43,8 @@ class Training:
         """ValueError for what a damaged file may hold."""
         rows = [] if self.benchmark is None else self.benchmark.values()
         numbers = [value for row in rows for value in row.values()]
-        if not isinstance(self.data, str) or type(self.pictures) is not int or not all(map(is_finite, numbers)):
+        kinds = isinstance(self.data, str) and type(self.pictures) is int and isinstance(self.config, Mapping)
+        if not kinds or not all(map(is_finite, numbers)):
             raise ValueError("data must be text, pictures a whole number, and benchmark {row: {metric: number}}")
 
 
@@ -83,10 +84,8 @@ def _front_matter(file: Path) -> Mapping[str, Any]:
         return (metadata_load(file) if file.is_file() else None) or {}
     except (ValueError, OSError):  # no YAML, or no text: it says nothing
         return {}
-    except Exception as error:  # PyYAML's own errors share no base with ValueError
-        if type(error).__module__.startswith("yaml"):
-            return {}
-        raise
+    except Exception:  # PyYAML's own errors share no base with ValueError, and deep nesting ends its recursion
+        return {}
 
 
 def _name(value: Any) -> str | None:

@@ -1,6 +1,5 @@
 """Checkpoints out: Hugging Face CLIP folders, and the adapter with its PyTorch twin."""
 
-import collections
 import contextlib
 import dataclasses
 import re
@@ -17,12 +16,14 @@ from spatial_clip_jax.convert.families.adapter import ADAPTER
 from spatial_clip_jax.convert.families.hugging_face import Json
 from spatial_clip_jax.convert.families.native import NATIVE
 from spatial_clip_jax.convert.onnx import ONNX_FILES
-from spatial_clip_jax.convert.shards import MAX_SHARD, MODEL_FILES, planned, write_file, write_sharded
+from spatial_clip_jax.convert.shards import MAX_SHARD, MODEL_FILES, planned, widest, write_file, write_sharded
 from spatial_clip_jax.convert.source import NATIVE_CONFIG, OPEN_CLIP_CONFIG, Form
 from spatial_clip_jax.convert.tokenizer_files import TokenizerJson, write_json, write_tokenizer
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
 
+HUGGING_FACE_CONFIG = "config.json"
+FORMS = (HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG, NATIVE_CONFIG)
 STORED_HERE = Form()  # fp32, in the class that the spec fits
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 NOTHING = re.compile("(?!)")
@@ -74,8 +75,9 @@ def save_clip(
     family = registry.written_as(spec, form.model_type)
     if family is None:
         raise ValueError("transformers has no class of this architecture: save it in our own format, or open_clip's.")
-    with _staged(folder, (*ADAPTER_FILES, TWIN_FILE, *ONNX_FILES, TRAINING), MODEL_FILES) as staging:
-        _write_config(staging, {**family.write(spec), "dtype": _usual_dtype(form)})
+    owned = (*ADAPTER_FILES, TWIN_FILE, *ONNX_FILES, TRAINING, "processor_config.json")
+    with _staged(folder, HUGGING_FACE_CONFIG, owned, MODEL_FILES) as staging:
+        _write_config(staging, {**family.write(spec), "dtype": _loading_dtype(form)})
         write_json(staging / "preprocessor_config.json", family.preprocessor(spec.vit))
         if tokenizer_json is not None:
             write_tokenizer(staging, tokenizer_json, spec.text_tower)
@@ -97,7 +99,7 @@ def save_open_clip(
     layout = registry.written_by_open_clip(spec)
     if layout is None:
         raise ValueError("open_clip has no words for this architecture: save it in our own format.")
-    with _staged(folder) as staging:
+    with _staged(folder, OPEN_CLIP_CONFIG) as staging:
         write_json(staging / OPEN_CLIP_CONFIG, layout.write(spec))
         if tokenizer_json is not None:
             write_tokenizer(staging, tokenizer_json, spec.text_tower)
@@ -106,7 +108,7 @@ def save_open_clip(
 
 def save_native(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_json: TokenizerJson | None) -> None:
     """Write a folder in our own names and layouts: any architecture, read without mapping."""
-    with _staged(folder) as staging:
+    with _staged(folder, NATIVE_CONFIG) as staging:
         write_json(staging / NATIVE_CONFIG, dataclasses.asdict(spec))
         if tokenizer_json is not None:
             write_tokenizer(staging, tokenizer_json, spec.text_tower)
@@ -116,23 +118,31 @@ def save_native(folder: str | Path, spec: ClipSpec, params: Params, tokenizer_js
 def save_weights(file: str | Path, params: Params, naming: tables.Naming) -> None:
     """Write one file of safetensors in the names of any family, for its own code, which holds the geometry itself."""
     file = Path(file)
-    with _staged(file.parent) as staging:
+    with _staged(file.parent, None) as staging:
         write_file(staging / file.name, planned(params, naming.table), {})
 
 
 def save_adapter(folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec) -> None:
     """Write the adapter beside a CLIP folder's files."""
-    with _staged(folder, ADAPTER_FILES) as staging:
+    with _staged(folder, HUGGING_FACE_CONFIG, ADAPTER_FILES) as staging:
         _write_adapter(staging, SavedAdapter(adapter_spec, adapter_params), clip_spec)
 
 
 @contextlib.contextmanager
-def _staged(destination: str | Path, owned: tuple[str, ...] = (), pattern: re.Pattern[str] = NOTHING) -> Iterator[Path]:
+def _staged(
+    destination: str | Path, marker: str | None, owned: tuple[str, ...] = (), pattern: re.Pattern[str] = NOTHING
+) -> Iterator[Path]:
     """A temporary sibling whose files move into `destination` at the end, or vanish when something fails.
 
-    owned, pattern: names that are removed there if they were not written.
+    marker: the file that says which form of checkpoint the folder holds; one with another form's is refused. owned,
+    pattern: names that are removed there if they were not written, where the folder held such a checkpoint before.
     """
     folder = _folder(destination)
+    others = [name for name in FORMS if marker in FORMS and name != marker and (folder / name).is_file()]
+    if others:
+        raise ValueError(f"{folder} holds a checkpoint of another form ({others[0]}): give another folder.")
+    if marker is None or not (folder / marker).is_file():
+        owned, pattern = (), NOTHING
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
         yield Path(staging)
         written = sorted(Path(staging).iterdir())
@@ -173,10 +183,9 @@ def _write_adapter(folder: Path, adapter: SavedAdapter, clip_spec: ClipSpec) -> 
         write_json(folder / SETTINGS_FILE, adapter.settings)
 
 
-def _usual_dtype(form: Form) -> str:
-    """PyTorch's name of the type that most weights have."""
-    counted = collections.Counter(form.dtypes.values()).most_common(1)
-    return TORCH_NAMES[counted[0][0] if counted else "F32"]
+def _loading_dtype(form: Form) -> str:
+    """PyTorch's name of the widest type of a weight: what transformers casts all to, so that none loses a bit."""
+    return TORCH_NAMES[widest(form.dtypes.values())]
 
 
 def _write_config(folder: Path, config: Json) -> None:

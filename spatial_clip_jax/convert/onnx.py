@@ -49,7 +49,10 @@ def _twin(folder: Path) -> Any:
     name = str(places.get("AutoModel")).rpartition(".")[2] if isinstance(places, dict) else ""
     twin = getattr(torch_twin, name, None) if name.startswith("Spatial") else None
     if twin is None:
-        raise ValueError(f"{folder} names no twin in config.json: it was not written by save_pretrained.")
+        raise ValueError(
+            f"{folder} has no PyTorch twin, from which the graph is made: write it with save_pretrained, of a CLIP or "
+            "SigLIP (other families have none)."
+        )
     return twin.from_pretrained(folder).float().eval()  # our class, not the folder's code
 
 
@@ -66,7 +69,8 @@ def _exported(model: Any, readout: str) -> Any:
             return self.model.read(pixel_values, readout)
 
     patch, free = model.vision.embeddings.patch_size, torch.export.Dim.DYNAMIC
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every absent optional package
+    for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):  # they report each absent package and folded node
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         return torch.onnx.export(

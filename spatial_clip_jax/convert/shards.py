@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,20 @@ def planned(
         stacks.setdefault(mapped.name, {})[mapped.piece] = (path, leaf, mapped)
     found = {}
     for name, pieces in stacks.items():
-        path, leaf, mapped = pieces[0]
+        _, leaf, mapped = pieces[0]
         shape = tables.shape_to_theirs(tuple(leaf.shape), mapped.layout, mapped.pieces)
         leaves = [pieces[index][1] for index in sorted(pieces)]
-        dtype = (dtypes or {}).get(path, "F32")
+        dtype = widest((dtypes or {}).get(path, "F32") for path, _, _ in pieces.values())
         found[name] = Planned(dtype, shape, functools.partial(_values, leaves, mapped.layout, dtype))
     return found
+
+
+def widest(dtypes: Iterable[str]) -> str:
+    """A type that holds every value of these; of none, fp32."""
+    kinds = set(dtypes)
+    if len(kinds) == 2 and kinds == {"F16", "BF16"}:
+        return "F32"
+    return max(kinds, key=lambda name: DTYPES[name].itemsize, default="F32")
 
 
 def _values(leaves: list[Any], layout: tables.Layout, dtype: str) -> np.ndarray:

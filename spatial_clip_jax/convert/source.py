@@ -181,12 +181,14 @@ def _hugging_face_spec(folder: Path, family: Family, config: Json) -> ClipSpec:
     """Of config.json and the image processor's settings: their own file, or part of another since transformers 5."""
     with naming(folder / "config.json"):
         spec = family.read(config)
-    for file in (folder / "preprocessor_config.json", folder / "processor_config.json"):
+    for file in (folder / "processor_config.json", folder / "preprocessor_config.json"):
         if file.is_file():
             settings = read_json(file, CHECKPOINT_FILES)
             with naming(file):
-                part = file.name == "processor_config.json"
-                return with_preprocessing(spec, settings.get("image_processor", {}) if part else settings)
+                if file.name == "preprocessor_config.json":
+                    return with_preprocessing(spec, settings)
+                if "image_processor" in settings:  # before transformers 5 the file held nothing of pictures
+                    return with_preprocessing(spec, settings["image_processor"])
     return spec
 
 

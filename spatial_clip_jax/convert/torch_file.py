@@ -21,6 +21,9 @@ def torch_tensors(file: Path) -> list[Tensor]:
     """Every tensor of the state dict; ValueError for a damaged or foreign file, or one with more than tensors."""
     sizes = _entry_sizes(file)
     content = _state_dict(_loaded(file), file)
+    odd = [key for key, value in content.items() if not _is_plain(value)]
+    if odd:
+        raise ValueError(f"{file}: {odd[0]} is no plain tensor of weights (sparse, nested, or one value repeated).")
     damaged = [key for key, value in content.items() if value.untyped_storage().nbytes() not in sizes]
     if damaged:  # torch maps as many bytes as the pickle says, be they of the next entry
         raise ValueError(f"{file}: {damaged[0]} is larger or smaller than what the file has of it: it is damaged.")
@@ -55,8 +58,10 @@ def _loaded(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes fail in as many ways as a pickle has opcodes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"{file} holds more than tensors, or is damaged ({reason}): it was not loaded.") from error
+        raise ValueError(
+            f"{file} holds more than tensors, or is damaged ({type(error).__name__}): it was not loaded. Of a whole "
+            "module save the state dict alone, where it is trusted: torch.save(model.state_dict(), FILE)."
+        ) from error
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Any]:
@@ -84,6 +89,15 @@ def _tensor(key: str, value: Any) -> Tensor:
         return lambda start, stop: _numpy(flat[start:stop])
 
     return Tensor(key, tuple(value.shape), dtype, opened)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether there is a value in the file for every value of the tensor, as it is."""
+    torch = _torch()
+    strided = value.layout is torch.strided and not value.is_nested and not value.is_quantized
+    if not strided or value.is_neg() or value.is_conj() or value.device.type == "meta":
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 def _numpy(values: Any) -> np.ndarray:

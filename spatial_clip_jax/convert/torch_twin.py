@@ -107,6 +107,9 @@ class DenseFeatures:
         readout: "adapter", or one of LAST_BLOCKS, which need no training; by default the adapter's where there is one,
         else "clearclip". fp32.
         """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values must be normalised pixels (b, 3, H, W), not patches; got {shape}.")
         size, patch = tuple(pixel_values.shape[-2:]), self.vision.embeddings.patch_size
         if min(size) < patch or size[0] % patch or size[1] % patch:
             raise ValueError(f"Picture size {size} is no multiple of the patch size {patch}: resize or crop.")

@@ -17,6 +17,22 @@ from spatial_clip_jax.models.spec import ClipSpec, VisionSpec
 
 logger = logging.getLogger(__name__)
 
+# The classes of transformers that a model_type's folder may be compared with. A name in the folder's config.json
+# chooses among these alone: Auto classes would run code that the folder brings.
+CLASSES = {
+    "clip": ("CLIPModel",),
+    "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    "metaclip_2": ("MetaClip2Model",),
+    "clipseg": ("CLIPSegForImageSegmentation", "CLIPSegModel"),
+    "altclip": ("AltCLIPModel",),
+    "chinese_clip": ("ChineseCLIPModel",),
+    "siglip": ("SiglipModel",),
+    "siglip_vision_model": ("SiglipVisionModel",),
+    "siglip2": ("Siglip2Model",),
+    "siglip2_vision_model": ("Siglip2VisionModel",),
+    "tipsv2": ("Tipsv2Model",),
+}
+
 
 def differences(source: Path, spec: ClipSpec, params: Params) -> dict[str, tuple[float, ...]] | None:
     """{tower: (largest absolute difference of its embeddings from transformers', their largest value)}.
@@ -26,7 +42,12 @@ def differences(source: Path, spec: ClipSpec, params: Params) -> dict[str, tuple
     installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     if not installed or not (source / "config.json").is_file():
         return None
-    model = _reference(source)
+    try:
+        model = _reference(source)
+    except Exception as error:  # a configuration that we read may fail in transformers in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        logger.warning("not compared with PyTorch: transformers cannot load %s (%s)", source, reason)
+        return None
     if model is None:
         return None
     definition = abstract_params(lambda rngs: Clip(spec, rngs=rngs))[0]
@@ -60,16 +81,20 @@ def _largest(*arrays: np.ndarray) -> tuple[float, ...]:
 
 
 def _reference(folder: Path) -> Any:
-    """The class that config.json names, in fp32; None when this transformers has none of that name."""
+    """The class of this model_type, in fp32; None when this transformers has none. No code of the folder is run."""
     import transformers
 
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     config = read_json(folder / "config.json", "config.json")
-    names = config.get("architectures") or ["CLIPModel"]
-    kind = getattr(transformers, str(names[0]), None)
+    named = (config.get("architectures") or [""])[0]
+    names = CLASSES.get(config["model_type"], ())
+    name = named if named in names else next(iter(names), "")
+    kind = getattr(transformers, name, None)
     if kind is None:
-        logger.info("transformers %s has no class %s", transformers.__version__, names[0])
+        logger.info("transformers %s has no class for model_type %s", transformers.__version__, config["model_type"])
         return None
-    model = kind.from_pretrained(folder, dtype="float32").eval()
+    model = kind.from_pretrained(folder, dtype="float32", attn_implementation="eager", trust_remote_code=False).eval()
     return getattr(model, "clip", model)  # CLIPSeg's
 
 

@@ -24,9 +24,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}: the checkpoint folder needs a tokenizer.json")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every kind of bad file
         raise ValueError(f"{path} is not a tokenizer.json that the tokenizers library reads: {error}") from error
+    # Files keep what their last user set; texts are cut and padded to the tower's context here.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def check_tokenizer(tokenizer: Tokenizer, text: TextSpec, name: str) -> None:

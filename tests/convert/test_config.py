@@ -4,13 +4,18 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from transformers import CLIPConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from spatial_clip_jax.convert.families import registry
 from spatial_clip_jax.convert.load import read_checkpoint
+from spatial_clip_jax.data.resize import native_view
 from spatial_clip_jax.models.geometries import GEOMETRIES, named_spec
 from spatial_clip_jax.models.spec import ClipSpec
+from spatial_clip_jax.models.vision import preprocess
 
 CLIP = registry.HUGGING_FACE["clip"]
 CLIPS = [name for name in GEOMETRIES if name.startswith(("tiny", "openai/", "laion/CLIP-"))]
@@ -94,10 +99,39 @@ def test_preprocessing_is_found_in_either_file(hf_folder: Path, tmp_path: Path):
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
     assert read_checkpoint(tmp_path)[0].vision.mean == (0.5, 0.5, 0.5)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.1, 0.2, 0.3]}))
+    assert read_checkpoint(tmp_path)[0].vision.mean == (0.5, 0.5, 0.5)  # as transformers 5, where both are there
+    (tmp_path / "processor_config.json").unlink()
     assert read_checkpoint(tmp_path)[0].vision.mean == (0.1, 0.2, 0.3)
 
 
-@pytest.mark.parametrize("size", [224, {"shortest_edge": 224}, {"height": 224, "width": 224}, [224, 224], None])
+@pytest.mark.parametrize(
+    "change", [{}, {"size": {"height": 32, "width": 32}}, {"resample": 2}, {"do_normalize": False}]
+)
+def test_pictures_reach_the_tower_as_transformers_own_processor_makes_them(change):
+    settings = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, **change}
+    config = {"model_type": "clip", "vision_config": {"image_size": 32, "patch_size": 8}}
+    spec = read(config, {"do_center_crop": True, "resample": 3, **settings}).vision
+    picture = np.random.default_rng(0).integers(0, 256, (41, 90, 3), np.uint8)
+    ours = np.asarray(preprocess(jnp.asarray(native_view(picture, spec)[None]), spec))[0]
+    theirs = CLIPImageProcessorPil(**settings)(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"do_resize": False}, "do_resize is false"),
+        ({"do_center_crop": "false"}, "do_center_crop must be true or false"),
+        ({"do_center_crop": False, "size": {"shortest_edge": 224}}, "any aspect"),
+        ({"size": {"longest_edge": 224}}, "only a shortest_edge"),
+    ],
+)
+def test_processors_that_ours_cannot_follow_are_refused(settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        read({"model_type": "clip"}, settings)
+
+
+@pytest.mark.parametrize("size", [224, {"shortest_edge": 224}, [224, 224], None])
 def test_an_image_processor_of_the_native_size_is_read(size):
     settings = {"size": size, "crop_size": size, "do_rescale": True, "do_normalize": None, "rescale_factor": 1 / 255}
     assert read({"model_type": "clip"}, settings) == named_spec("openai/clip-vit-base-patch32")

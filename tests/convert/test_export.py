@@ -16,8 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
 import spatial_clip_jax as scj
-from spatial_clip_jax.convert.export import save_adapter, save_clip
+from spatial_clip_jax.convert.export import save_adapter, save_clip, save_native, save_open_clip
+from spatial_clip_jax.convert.families.open_clip import OPEN_CLIP_TABLE
 from spatial_clip_jax.convert.load import load_clip, read_adapter, read_checkpoint
+from spatial_clip_jax.convert.shards import planned
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.params import init_module, split_params
 from spatial_clip_jax.models.spec import AdapterSpec
@@ -165,7 +167,7 @@ def test_wrong_fields_of_an_adapter_end_in_one_error_that_names_the_file(hf_fold
     assert type(caught.value) is ValueError
 
 
-@pytest.mark.parametrize("taken", ["out", "out/model.safetensors/x", "out/settings.json/x"])
+@pytest.mark.parametrize("taken", ["out", "out/model.safetensors/x"])
 def test_taken_names_are_refused_before_anything_is_moved(hf_folder: Path, tmp_path: Path, taken: str):
     place = tmp_path / taken
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +175,34 @@ def test_taken_names_are_refused_before_anything_is_moved(hf_folder: Path, tmp_p
     with pytest.raises(ValueError, match="is a file; give a folder|has folders named"):
         save_clip(tmp_path / "out", *read_checkpoint(hf_folder))
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [place] and place.read_text() == "mine"
+
+
+def test_files_of_a_folder_that_is_no_checkpoint_are_the_users(hf_folder: Path, tmp_path: Path):
+    mine = ["settings.json", "training.json", "adapter.json", "dense.onnx", "model-00001-of-00009.safetensors"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    save_clip(tmp_path, *read_checkpoint(hf_folder))
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+
+
+@pytest.mark.parametrize("first", [save_clip, save_native, save_open_clip])
+@pytest.mark.parametrize("second", [save_clip, save_native, save_open_clip])
+def test_a_folder_holds_one_form(hf_folder: Path, tmp_path: Path, first, second):
+    first(tmp_path, *read_checkpoint(hf_folder))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    if first is second:
+        second(tmp_path, *read_checkpoint(hf_folder))
+    else:
+        with pytest.raises(ValueError, match="holds a checkpoint of another form"):
+            second(tmp_path, *read_checkpoint(hf_folder))
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_packed_weights_take_their_widest_type(tmp_path: Path):
+    params = {"text": {"blocks": {"0": {"attention": {name: {"bias": np.full(4, 0.1)} for name in "qkv"}}}}}
+    kinds = {"q": "F16", "k": "F32", "v": "F16"}
+    dtypes = {f"text/blocks/0/attention/{name}/bias": kind for name, kind in kinds.items()}
+    assert [tensor.dtype for tensor in planned(params, OPEN_CLIP_TABLE, dtypes).values()] == ["F32"]
 
 
 @pytest.mark.parametrize("inside", ["file/out", "file/deep/out"])
@@ -237,7 +267,7 @@ def test_types_may_differ_among_tensors(tmp_path: Path):
     assert {key: tensor.dtype for key, tensor in before.items()} == {key: t.dtype for key, t in after.items()}
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert len({tensor.dtype for tensor in before.values()}) == 3
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_a_sentence_piece_tokenizer_is_kept(tmp_path: Path):

@@ -123,6 +123,17 @@ def test_pytorch_files_say_that_they_need_pytorch(tmp_path: Path):
     assert "ValueError: PyTorch files need torch" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [torch.eye(3).to_sparse(), torch.zeros(1).expand(1000, 1000), torch.complex(torch.ones(2), torch.ones(2)).conj()],
+    ids=["sparse", "repeated", "conjugated"],
+)
+def test_tensors_that_are_no_plain_weights_are_refused(tmp_path: Path, odd: torch.Tensor):
+    torch.save({"a": odd}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="a is no plain tensor of weights"):
+        headers([tmp_path / "w.pt"])
+
+
 def test_numpys_archives_are_read(tmp_path: Path):
     arrays = {
         "params/img/kernel": np.arange(6, dtype=np.float32).reshape(2, 3),

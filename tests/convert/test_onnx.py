@@ -86,7 +86,7 @@ def test_the_graph_holds_the_dense_tower_alone_and_no_other_models(hf_folder, tm
 
 
 def test_what_cannot_be_exported_is_named(hf_folder, tmp_path):
-    with pytest.raises(ValueError, match="names no twin in config.json"):
+    with pytest.raises(ValueError, match="has no PyTorch twin"):
         save_onnx(hf_folder)
     with pytest.raises(FileNotFoundError, match="config.json not found"):
         save_onnx(tmp_path)

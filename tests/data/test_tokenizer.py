@@ -90,6 +90,16 @@ def test_the_tokenizer_is_the_text_towers(tokenizer):
         check_tokenizer(Tokenizer(models.BPE(vocab={"a": 0}, merges=[])), tower, "words.json")
 
 
+def test_what_its_last_user_set_is_not_obeyed(tokenizer, tmp_path):
+    spec = tower_of(tokenizer, 16)
+    expected = encode(tokenizer, TEXTS, spec)
+    changed = Tokenizer.from_str(tokenizer.to_str())
+    changed.enable_truncation(4)
+    changed.enable_padding(length=12)
+    changed.save(str(tmp_path / "tokenizer.json"))
+    np.testing.assert_array_equal(encode(load_tokenizer(tmp_path / "tokenizer.json"), TEXTS, spec), expected)
+
+
 def test_ids_beyond_the_towers_table_are_refused(tokenizer):
     ids = tokenizer.get_vocab()
     special = {"bos_token_id": ids[BOS], "eos_token_id": ids[EOS], "pad_token_id": ids[EOS]}

@@ -83,6 +83,28 @@ def test_foreign_files_are_said_to_be_foreign(tmp_path: Path):
     assert done.returncode == 0 and done.stdout.startswith("no family that is known: 1 tensors")
 
 
+def test_code_beside_the_weights_is_never_run(tmp_path: Path):
+    shutil.copytree(TINY, tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    config |= {"architectures": ["AutoModel"], "auto_map": {"AutoModel": "evil.Evil"}}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    marker = tmp_path / "ran"
+    (tmp_path / "in" / "evil.py").write_text(
+        f"open({str(marker)!r}, 'w').close()\nfrom transformers import CLIPModel as Evil\n"
+    )
+    command = [sys.executable, "-m", "launch.spatial_clip", "convert", str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, input="y\n" * 5)
+    assert done.returncode == 0 and not marker.exists()
+    assert "vision tower against PyTorch: max abs difference" in done.stdout
+
+
+def test_a_folder_is_not_converted_onto_itself(tmp_path: Path):
+    shutil.copytree(TINY, tmp_path / "in")
+    done = run(tmp_path / "in", tmp_path / "in")
+    assert done.returncode != 0 and "is where the source lies" in done.stderr
+    assert checksum(read_checkpoint(tmp_path / "in")[1]) == checksum(read_checkpoint(TINY)[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -97,17 +97,34 @@ def with_preprocessing(spec: ClipSpec, preprocessor: Json) -> ClipSpec:
         value = preprocessor.get(name)
         if value is not None and not abs(value - ours) <= 1e-6:
             raise ValueError(f"{name} is {value}, but only {ours} can be read.")
-    if preprocessor.get("do_normalize") is False:
+    for name in ("do_resize", "do_center_crop", "do_normalize"):
+        if preprocessor.get(name) not in (None, True, False):
+            raise ValueError(f"{name} must be true or false, got {preprocessor[name]!r}.")
+    if preprocessor.get("do_normalize") not in (None, True):
         preprocessor = {**preprocessor, **NOT_NORMALISED}
+    if preprocessor.get("do_resize") is False:
+        raise ValueError("do_resize is false: pictures of any size would reach the tower; only resizing can be read.")
     vision = spec.vision
     if vision.native_view != "patches":
         for name in ("size", "crop_size"):
             check_native_size(name, preprocessor.get(name), vision.image_size)
     changes = {name: triple(preprocessor.get(f"image_{name}", getattr(vision, name))) for name in ("mean", "std")}
     changes["interpolation"] = _interpolation(preprocessor.get("resample"), vision.interpolation)
-    crop = preprocessor.get("do_center_crop")
-    changes["native_view"] = vision.native_view if crop is None else "crop" if crop else "squash"
+    if vision.native_view != "patches":
+        changes["native_view"] = _native_view(preprocessor, vision.native_view)
     return dataclasses.replace(spec, vision=dataclasses.replace(vision, **changes))
+
+
+def _native_view(preprocessor: Json, default: str) -> str:
+    """Squash where the processor resizes to a height and a width, crop where to a short side that it then crops."""
+    size, crop = preprocessor.get("size"), preprocessor.get("do_center_crop")
+    if isinstance(size, dict) and "height" in size:
+        return "squash"
+    if isinstance(size, dict) and "longest_edge" in size:
+        raise ValueError(f"size is {size}, but only a shortest_edge, or a height and a width, can be read.")
+    if crop is False and (size is not None or default == "crop"):
+        raise ValueError("do_center_crop is false and size a short side: pictures of any aspect would reach the tower.")
+    return default if crop is None else "crop"
 
 
 def check_native_size(name: str, size: Any, native: int) -> None:
@@ -122,9 +139,9 @@ def triple(values: Any) -> Any:
     return tuple(values) if isinstance(values, list) else values
 
 
-def section(config: Json, name: str, defaults: Json) -> Json:
-    """A tower's fields; `*_config_dict`, which old versions wrote as well, wins where it exists."""
-    found = [config.get(name), config.get(f"{name}_dict")]
+def section(config: Json, name: str, defaults: Json, dicts: bool = True) -> Json:
+    """A tower's fields; `*_config_dict`, which old versions of CLIP wrote as well, wins where it exists."""
+    found = [config.get(name), config.get(f"{name}_dict") if dicts else None]
     if not all(part is None or isinstance(part, dict) for part in found):
         raise ValueError(f"{name} must be an object with names, got {found}.")
     return {**defaults, **(found[0] or {}), **(found[1] or {})}

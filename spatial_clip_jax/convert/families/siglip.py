@@ -36,7 +36,7 @@ VISION_DEFAULTS: Json = {**TOWER_DEFAULTS, "image_size": 224, "patch_size": 16, 
 # Of the first SigLIP's sentence pieces: </s>, which pads too. SigLIP 2 has Gemma's <pad> and <eos>. config.json holds
 # the defaults of CLIP's tokenizer instead in both, which are no tokens of theirs.
 SENTENCE_PIECES, GEMMA = {"eos_token_id": 1, "pad_token_id": 1}, {"eos_token_id": 1, "pad_token_id": 0}
-GEMMA_VOCABULARY = 256000
+GEMMA_VOCABULARY, CLIP_EOS = 256000, 49407
 RESIZE, NAFLEX_RESIZE = "huggingface", "bilinear_antialias"
 
 VISION_TABLE: Table = (
@@ -77,8 +77,8 @@ FLAT_NAFLEX_VISION = Naming("SigLIP 2 NaFlex vision tower of transformers 5", _w
 
 
 def _read(config: Json, naflex: bool) -> ClipSpec:
-    vision = _vision_spec(section(config, "vision_config", VISION_DEFAULTS), naflex)
-    text = _text_spec(section(config, "text_config", TEXT_DEFAULTS), vision.width)
+    vision = _vision_spec(section(config, "vision_config", VISION_DEFAULTS, dicts=False), naflex)
+    text = _text_spec(section(config, "text_config", TEXT_DEFAULTS, dicts=False), vision.width)
     return ClipSpec(vision, text, vision.width, logit_bias=True)
 
 
@@ -119,9 +119,12 @@ def _naflex_side(patches: Any, patch: Any) -> int:
 
 
 def _text_spec(text: Json, shared: int) -> TextSpec:
-    tokens = GEMMA if text["vocab_size"] == GEMMA_VOCABULARY else SENTENCE_PIECES
-    # Ours are written as they are; what is left of CLIP's defaults is no token of SigLIP's.
-    written = {name: text[name] for name in tokens if isinstance(text.get(name), int) and text[name] < 2}
+    gemma = text["vocab_size"] >= GEMMA_VOCABULARY
+    tokens: Json = GEMMA if gemma else SENTENCE_PIECES
+    # An end token beyond the vocabulary, or none, is what is left of CLIP's defaults: the padding beside it is too.
+    written = {name: text.get(name) for name in tokens}
+    given = all(isinstance(token, int) and 0 <= token < text["vocab_size"] for token in written.values())
+    tokens = written if given and written["eos_token_id"] != CLIP_EOS else tokens
     size = text.get("projection_size") or text["hidden_size"]
     if size != shared:
         raise ValueError(f"text_config.projection_size is {size}, but pictures have {shared} channels.")
@@ -132,8 +135,8 @@ def _text_spec(text: Json, shared: int) -> TextSpec:
         causal=False,
         pool="last",
         projection="affine",
-        cleaning="lower" if text["vocab_size"] == GEMMA_VOCABULARY else "canonical",
-        **{**tokens, **(written if len(written) == len(tokens) else {})},
+        cleaning="lower" if gemma else "canonical",
+        **tokens,
         **tower_fields(text),
     )
 
