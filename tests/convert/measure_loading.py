@@ -76,7 +76,7 @@ def ours(file: Path) -> Figures:
     del clip
     expected, source = flatten_params(abstract_params(lambda rngs: Clip(spec, rngs=rngs))[1]), find_source(file, spec)
     start = time.perf_counter()
-    leaves, _ = read_leaves(source.files, expected, source.table, lambda _, array: jax.device_put(array))
+    leaves, _ = read_leaves(source.files, expected, source.naming, lambda _, array: jax.device_put(array))
     jax.block_until_ready(leaves)
     return {"peak": peak, "load_clip": whole, "reading": time.perf_counter() - start}
 

@@ -69,10 +69,10 @@ def test_little_more_is_held_than_the_file(tmp_path: Path, name: str):
 
 @pytest.mark.slow
 def test_a_large_checkpoint_is_within_its_bounds(tmp_path: Path):
-    for file in write_checkpoint(tmp_path, large_spec()).values():
-        figures = measure(file)
-        assert figures["ours"]["peak"] <= MEMORY_BOUND, figures
-        assert figures["ours"]["reading"] <= SLOWEST_RATIO * figures["theirs"]["fresh"], figures
+    """Of safetensors: PyTorch's archives are mapped by torch, and pages of a map count as the process's memory."""
+    figures = measure(write_checkpoint(tmp_path, large_spec())["safetensors"])
+    assert figures["ours"]["peak"] <= MEMORY_BOUND, figures
+    assert figures["ours"]["reading"] <= SLOWEST_RATIO * figures["theirs"]["fresh"], figures
 
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 17])
