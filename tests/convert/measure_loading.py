@@ -92,7 +92,9 @@ def theirs(file: Path) -> Figures:
 
     def load() -> float:
         start = time.perf_counter()
-        model.load_state_dict(load_file(file) if file.suffix == ".safetensors" else torch.load(file, mmap=True))
+        model.load_state_dict(
+            load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True, mmap=True)
+        )
         return time.perf_counter() - start
 
     before, fresh = memory("VmRSS"), load()
