@@ -13,6 +13,17 @@ from configs.common import REPLICATED, parse_arg
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: steps=N, batch_size=N, seed=N, variant=copy|residual, world=quickstart|full|mini."""
     values = parse_arg(arg, steps=600, batch_size=16, seed=0, variant="copy", world="quickstart")
+    fusion = dict(
+        rule="affinity",
+        readout="maskclip",
+        windows=((0.5, 0.5), (1.0, 0.5)),
+        temperature=0.1,
+        mix=0.5,
+        sigma=0.25,
+        chunk=None,
+        segments=(),
+        segment_mix=0.5,
+    )
     return ConfigDict(
         dict(
             steps=values["steps"],
@@ -32,26 +43,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 split="unlabeled",
                 max_corrupt_fraction=0.01,
             ),
-            teacher=dict(
-                rule="affinity",
-                readout="maskclip",
-                windows=((0.5, 0.5), (1.0, 0.5)),
-                temperature=0.1,
-                mix=0.5,
-                sigma=0.25,
-                chunk=None,
-            ),
+            teacher=fusion,
             # Keeps every picture's fused map on disk after its first use: right for data seen many times.
             cache_teacher=True,
+            flip=True,  # pictures are mirrored at random, with their maps
             objectives=dict(
-                fusion_distillation=1.0,
-                centred_weight=0.5,
-                region_alignment=0.1,
-                max_boxes=4,
-                spatial_correlation=0.3,
-                temperature=0.2,
-                flip=True,
+                fusion_distillation=dict(weight=1.0, teacher="fusion", centred_weight=0.5),
+                region_alignment=dict(weight=0.1, boxes="grid", max_boxes=4),
+                spatial_correlation=dict(weight=0.3, teacher="fusion", temperature=0.2, regions="picture"),
             ),
+            # A stage before, whose adapter teaches this one under the name "refiner"; None for none.
+            refiner=None,
             # eps as in CLIP: a key bias has no gradient but rounding, which a smaller eps would blow up to full steps.
             optimizer=dict(
                 name="adamw", learning_rate=1e-3, warmup_steps=50, weight_decay=0.05, eps=1e-6, clip_norm=1.0
@@ -65,8 +67,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
             # Whether the bundled world's benchmark is run at the end; off for other data.
             measure=True,
             # Rows of the table, () for all; pictures of each split; the input sizes that the fused rows choose from.
+            # `fusion` are the settings of the rows "fusion" and, with the adapter as read-out, "adapter+fusion".
             benchmark=dict(
-                rows=(), world=values["world"], validation=128, test=256, singles=1024, teacher_scales=(2.0,)
+                rows=(),
+                world=values["world"],
+                validation=128,
+                test=256,
+                singles=1024,
+                teacher_scales=(2.0,),
+                fusion=fusion,
             ),
         )
     )

@@ -12,13 +12,13 @@ from launch.benchmark import benchmark, check_section, row_names, write_results
 from spatial_clip_jax.api import load
 from spatial_clip_jax.data.scenes.load import prepare
 from spatial_clip_jax.fusion.settings import FusionSettings
-from spatial_clip_jax.train.adaptation import read_section
+from spatial_clip_jax.train.sections import read_section
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Measures, and writes metrics.json and report.html to the workdir."""
     model = load(config.model, config.adapter or None)
-    fusion = read_section(FusionSettings, config.teacher, "teacher")
+    fusion = read_section(FusionSettings, config.benchmark.fusion, "benchmark.fusion")
     check_section(config.benchmark, row_names(model.adapter_spec is not None))
     workdir.mkdir(parents=True, exist_ok=True)
     world = prepare(config.benchmark.world, Path(config.data.dir))

@@ -13,6 +13,4 @@ from configs import quickstart
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: world=quickstart|full|mini."""
     main = quickstart.get_config(arg)
-    return ConfigDict(
-        dict(model=main.model, adapter="", data=main.data, teacher=main.teacher, benchmark=main.benchmark)
-    )
+    return ConfigDict(dict(model=main.model, adapter="", data=main.data, benchmark=main.benchmark))

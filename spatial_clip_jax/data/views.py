@@ -85,12 +85,12 @@ def random_boxes(
 
 
 def crop_and_resize(
-    images: Float[Array, "b H W 3"],
+    images: Float[Array, "b H W c"],
     boxes: Float[Array, "b n 4"],
     size: int,
     *,
-    fill: tuple[float, float, float] = (0.0, 0.0, 0.0),
-) -> Float[Array, "b n {size} {size} 3"]:
+    fill: tuple[float, ...] = (0.0, 0.0, 0.0),
+) -> Float[Array, "b n {size} {size} c"]:
     """Cut boxes out and letterbox them: aspect kept, longest side resized to `size`, padded to a square.
 
     As CLIPSelf crops for its teacher: box edges are rounded to whole pixels, the crop is resized like PIL's
@@ -101,7 +101,7 @@ def crop_and_resize(
       images: pictures in any units.
       boxes: x0, y0, x1, y1 in [0, 1]; cut off where they reach over the border.
       size: side of the crops in pixels.
-      fill: colour of the padding in the units of `images`.
+      fill: colour of the padding in the units of `images`, one number a channel.
 
     Returns:
       Crops in the type of `images`.

@@ -8,19 +8,23 @@ from jaxtyping import Array, Float, UInt8
 
 from spatial_clip_jax.fusion.core import Trunk, fuse, unit_length
 from spatial_clip_jax.fusion.plan import Plan, Scale, make_plan
+from spatial_clip_jax.fusion.segments import segment_fusion
 from spatial_clip_jax.models.checks import is_finite
 from spatial_clip_jax.models.spec import AnyVisionSpec
 from spatial_clip_jax.models.vision import preprocess
 
 Images = UInt8[Array, "b H W 3"]
 Maps = Float[Array, "b h w e"]
+Pixels = Float[Array, "b H W 3"]
 
 
 @dataclass(frozen=True)
 class FusionSettings:
     """Windows are (side, stride) in units of the tower's native input size; see `core.fuse` for the rest.
 
-    `readout` is read from the whole view (rule "affinity") or from every window (rule "overlap_add").
+    `readout` is read from the whole view (rule "affinity" and "none") or from every window (rule "overlap_add"). Rule
+    "none" has no windows: the map is the read-out's. `segments`, if any, are numbers of masked views that are cut by
+    the map so far and fused with it, `segment_mix` being the map's weight (`segments.segment_fusion`).
     ValueError for settings that no tower can be fused by.
     """
 
@@ -31,17 +35,29 @@ class FusionSettings:
     mix: float = 0.5
     sigma: float = 0.25
     chunk: int | None = None
+    segments: tuple[int, ...] = ()
+    segment_mix: float = 0.5
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, str) or not isinstance(self.readout, str):
             raise ValueError(f"rule and readout must be names, got {self.rule!r} and {self.readout!r}")
-        if not isinstance(self.windows, tuple) or not self.windows or not all(map(_is_window, self.windows)):
+        if self.rule == "none" and self.windows:
+            raise ValueError(f"rule 'none' has no windows: give (), got {self.windows!r}")
+        if (
+            not isinstance(self.windows, tuple)
+            or not all(map(_is_window, self.windows))
+            or (not self.windows and self.rule != "none")
+        ):
             raise ValueError(f"windows must be a tuple of pairs (side, stride), all positive, got {self.windows!r}")
         for name in ("temperature", "sigma"):
             if not is_finite(getattr(self, name)) or getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
-        if not is_finite(self.mix) or self.mix < 0:
-            raise ValueError(f"mix must be a number of at least 0, got {self.mix!r}")
+        for name in ("mix", "segment_mix"):
+            if not is_finite(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
+        counts = self.segments
+        if not isinstance(counts, tuple) or not all(type(count) is int and count > 1 for count in counts):
+            raise ValueError(f"segments must be a tuple of whole numbers above 1, got {counts!r}")
         if self.chunk is not None and (type(self.chunk) is not int or self.chunk < 1):
             raise ValueError(f"chunk must be a number of windows, at least 1, or None, got {self.chunk!r}")
 
@@ -62,10 +78,17 @@ def _patches(fraction: float, spec: AnyVisionSpec) -> int:
 def fused_map(trunk: Trunk, images: Images, spec: AnyVisionSpec, settings: FusionSettings) -> Maps:
     """The fused dense map of uint8 pictures whose sides are whole patches; unit length, in text space."""
     pixels = preprocess(images, spec)
+    maps = trunk.dense(pixels) if settings.rule == "none" else _fused_windows(trunk, pixels, spec, settings)
+    if not settings.segments:
+        return maps
+    return segment_fusion(trunk.embed, pixels, maps, spec.image_size, settings.segments, mix=settings.segment_mix)
+
+
+def _fused_windows(trunk: Trunk, pixels: Pixels, spec: AnyVisionSpec, settings: FusionSettings) -> Maps:
     return fuse(
         trunk,
         pixels,
-        settings.plan(images.shape[1], images.shape[2], spec),
+        settings.plan(pixels.shape[1], pixels.shape[2], spec),
         rule=settings.rule,
         chunk=settings.chunk,
         temperature=settings.temperature,

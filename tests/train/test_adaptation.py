@@ -12,10 +12,13 @@ from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.params import init_module, split_params
 from spatial_clip_jax.models.spec import AdapterSpec, VisionSpec
 from spatial_clip_jax.models.vision import VisionTower
-from spatial_clip_jax.train.adaptation import Objectives, _mirrored, adaptation_loss, crop_embeddings, read_section
+from spatial_clip_jax.train.adaptation import _mirrored, adaptation_loss
+from spatial_clip_jax.train.terms import read_terms
+from spatial_clip_jax.train.views import StepViews, Teachers
 
 SPEC = VisionSpec(image_size=16, patch_size=8, width=16, layers=2, heads=2, mlp_width=32)
 FUSION = FusionSettings(windows=((1.0, 0.5),))
+TERMS = {"fusion_distillation": {"weight": 1.0}, "region_alignment": {"weight": 0.1, "max_boxes": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -24,42 +27,65 @@ def setting():
     adapter = init_module(lambda rngs: SpatialAdapter(AdapterSpec("copy", 1), tower, rngs=rngs), 1)
     vision, frozen = split_params(tower)
     definition, params = split_params(adapter)
+    refiner = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(3), leaf.shape), params)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     teacher = dense_maps(Towers(SPEC, vision), {"vision": frozen}, images, "clearclip")
-    return (
-        Towers(SPEC, vision, definition),
-        params,
-        {"vision": frozen},
-        {"image": jnp.asarray(images), "teacher": teacher},
-    )
+    towers = Towers(SPEC, vision, definition)
+    return towers, params, {"vision": frozen, "refiner": refiner}, {"image": jnp.asarray(images), "teacher": teacher}
 
 
-def value(setting, **changes):
-    towers, params, frozen, batch = setting
-    loss = jax.jit(adaptation_loss(towers, Objectives(**changes), FUSION))
-    return loss(params, frozen, batch, jax.random.key(0))
+def value(setting, terms=TERMS, batch=None, fusion=FUSION):
+    towers, params, frozen, given = setting
+    loss = jax.jit(adaptation_loss(towers, Teachers(towers, fusion), read_terms(ConfigDict(terms)), True))
+    return loss(params, frozen, given if batch is None else batch, jax.random.key(0))
 
 
 def test_weights_scale_their_terms(setting):
-    none = dict(fusion_distillation=0.0, region_alignment=0.0, spatial_correlation=0.0)
-    terms = {name: float(value(setting, **{**none, name: 1.0})[0]) for name in none}
-    total, parts = value(setting, fusion_distillation=2.0, region_alignment=0.5, spatial_correlation=0.25)
-    expected = 2 * terms["fusion_distillation"] + 0.5 * terms["region_alignment"] + 0.25 * terms["spatial_correlation"]
-    assert float(total) == pytest.approx(expected, rel=1e-5) and all(term > 0 for term in terms.values())
+    names = ("fusion_distillation", "region_alignment", "spatial_correlation")
+    alone = {name: float(value(setting, {name: {"weight": 1.0}})[0]) for name in names}
+    weights = dict(zip(names, (2.0, 0.5, 0.25), strict=True))
+    total, parts = value(setting, {name: {"weight": weight} for name, weight in weights.items()})
+    assert float(total) == pytest.approx(sum(weights[name] * alone[name] for name in names), rel=1e-5)
+    assert all(term > 0 for term in alone.values())
     assert {"cosine", "region_cosine", "correlation_divergence"} <= set(parts)
-    assert "region_cosine" not in value(setting, region_alignment=0.0)[1]
+    assert "region_cosine" not in value(setting, {**TERMS, "region_alignment": {"weight": 0.0}})[1]
 
 
 def test_without_teacher_maps_the_step_fuses_them_itself(setting):
+    alone = float(value(setting, batch={"image": setting[3]["image"]})[0])
+    assert np.isfinite(alone) and alone != float(value(setting)[0])
+
+
+def test_every_teacher_is_another(setting):
+    """The same term, taught by each: the refiner, the average, a read-out, and views fused by the refiner."""
     towers, params, frozen, batch = setting
-    loss = adaptation_loss(towers, Objectives(), FUSION)
-    alone = loss(params, frozen, {"image": batch["image"]}, jax.random.key(0))[0]
-    assert np.isfinite(float(alone)) and float(alone) != float(loss(params, frozen, batch, jax.random.key(0))[0])
+    setting = (towers, params, {**frozen, "average": jax.tree.map(lambda leaf: leaf * 1.1, params)}, batch)
+    names = ("fusion", "refiner", "average", "maskclip")
+    losses = [float(value(setting, {"spatial_correlation": {"teacher": name}})[0]) for name in names]
+    fused = {"image": batch["image"]}
+    for readout in ("refiner", "maskclip"):
+        by = FusionSettings(windows=((1.0, 0.5),), readout=readout)
+        losses.append(float(value(setting, batch=fused, fusion=by)[0]))
+    assert len(set(losses)) == len(losses)
+
+
+def test_the_student_as_its_own_teacher_has_no_gradient_in_its_correlations(setting):
+    """With equal maps SCD is at its least, whatever the maps; as the refiner's its gradient is not null."""
+    towers, params, frozen, batch = setting
+
+    def gradient(teacher):
+        terms = read_terms(ConfigDict({"spatial_correlation": {"teacher": teacher}}))
+        loss = adaptation_loss(towers, Teachers(towers, FUSION), terms, True)
+        given = {**frozen, "average": params}
+        grads = jax.jit(jax.grad(lambda p: loss(p, given, batch, jax.random.key(0))[0]))(params)
+        return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
+
+    assert gradient("average") < 1e-5 < 1e-3 < gradient("refiner")
 
 
 def test_every_adapter_leaf_has_a_gradient(setting):
     towers, params, frozen, batch = setting
-    loss = adaptation_loss(towers, Objectives(), FUSION)
+    loss = adaptation_loss(towers, Teachers(towers, FUSION), read_terms(ConfigDict(TERMS)), True)
     gradient = jax.jit(jax.grad(lambda p: loss(p, frozen, batch, jax.random.key(0))[0]))(params)
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
 
@@ -74,14 +100,26 @@ def test_mirrored_pictures_keep_their_maps():
 
 
 def test_crops_of_the_whole_picture_are_the_picture(setting):
-    towers, _, frozen, batch = setting
+    towers, params, frozen, batch = setting
+    views = StepViews(towers, Teachers(towers, FUSION), params, frozen, batch["image"], None, jax.random.key(0))
     whole = jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0]), (3, 1, 1))
     left = jnp.tile(jnp.array([0.0, 0.0, 0.5, 0.5]), (3, 1, 1))
-    embedded = crop_embeddings(towers, frozen, batch["image"], jnp.concatenate([whole, left], 1))
+    embedded = views.crops(jnp.concatenate([whole, left], 1))
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=-1), 1, atol=1e-5)
     assert not np.allclose(embedded[:, 0], embedded[:, 1])
 
 
-def test_unknown_fields_are_named():
-    with pytest.raises(ValueError, match=r"config.objectives has unknown fields \['flop'\]"):
-        read_section(Objectives, ConfigDict({"flop": True}), "objectives")
+@pytest.mark.parametrize(
+    ("terms", "says"),
+    [
+        ({"fusion_distilation": {}}, r"names \['fusion_distilation'\]; there are .*'fusion_distillation'"),
+        ({"region_alignment": {"boxs": "grid"}}, r"objectives.region_alignment has unknown fields \['boxs'\]"),
+        ({"region_alignment": {"weight": 0.0}}, "no term with a weight"),
+        ({}, "no term with a weight"),
+        ({"region_alignment": {"boxes": "grit"}}, "drawn by 'grid' or 'random', got 'grit'"),
+        ({"spatial_correlation": {"teacher": "refinar"}}, "unknown teacher 'refinar'; valid: fusion, average, refiner"),
+    ],
+)
+def test_what_is_not_understood_is_named(setting, terms, says):
+    with pytest.raises(ValueError, match=says):
+        value(setting, terms)

@@ -1,0 +1,102 @@
+"""From a config to what is trained: the pictures, the teachers, the terms of the loss, and the stage before."""
+
+import logging
+import math
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from spatial_clip_jax.api import SpatialClip
+from spatial_clip_jax.data.scenes.load import prepare
+from spatial_clip_jax.data.sources import Source, open_source
+from spatial_clip_jax.data.stream import PictureStream
+from spatial_clip_jax.fusion.encoders import fused_maps
+from spatial_clip_jax.fusion.settings import FusionSettings
+from spatial_clip_jax.models.params import Params
+from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec
+from spatial_clip_jax.train.adaptation import adaptation_loss
+from spatial_clip_jax.train.distributed import main_first
+from spatial_clip_jax.train.sections import read_section
+from spatial_clip_jax.train.task import Batches, Task
+from spatial_clip_jax.train.teacher import CachedTeacher, fingerprint
+from spatial_clip_jax.train.terms import read_terms
+from spatial_clip_jax.train.views import FUSION, REFINER, Teachers, named_fusion, teacher_params
+
+logger = logging.getLogger(__name__)
+# What a stage before has of its own; the rest it shares with the stage it serves.
+STAGE = ("steps", "adapter", "teacher", "cache_teacher", "objectives", "optimizer", "flip", "data")
+
+
+def earlier_stage(config: ConfigDict) -> ConfigDict | None:
+    """The config of the stage before (`config.refiner`), whose adapter this one may ask as its teacher; or None."""
+    if not config.refiner:
+        return None
+    unknown = sorted(set(config.refiner) - {*STAGE, REFINER})
+    if unknown:
+        raise ValueError(f"config.refiner has unknown fields {unknown}; the valid ones are {sorted(STAGE)}")
+    stage = ConfigDict(config.to_dict())
+    stage.update({"measure": False, REFINER: None})
+    for name, value in config.refiner.items():
+        stage[name] = value  # whole sections: what the later stage says of itself does not shine through
+    return stage
+
+
+def adaptation_task(
+    config: ConfigDict, model: SpatialClip, adapter: AdapterSpec, refiner: SpatialClip | None, workdir: Path
+) -> Task:
+    """What `config` asks to train, on the frozen `model`; `refiner` is the same model with an earlier adapter."""
+    _check_scale(config.scale, model.spec.vision)
+    towers, params = model.new_adapter(adapter, config.seed)
+    fusion, terms = read_section(FusionSettings, config.teacher, "teacher"), read_terms(config.objectives)
+    teachers = Teachers((refiner or model).towers, fusion)
+    used = {getattr(term, "teacher", FUSION) for term in terms.values()}
+    for name in {*used, fusion.readout} - {FUSION}:
+        teachers.check(name)
+    frozen = {"vision": model.params["vision"], **({REFINER: refiner.params["adapter"]} if refiner else {})}
+    fused = any(getattr(term, "teacher", None) == FUSION for term in terms.values())
+    stream, batches = _batches(config, teachers, frozen, fused and config.cache_teacher, workdir, model)
+    return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
+
+
+def source_of(data: ConfigDict) -> Source:
+    """The pictures; the bundled world is written first if it is not there."""
+    if data.kind != "scenes":
+        return open_source(data.to_dict())
+    path = main_first("world", lambda: prepare(data.world, Path(data.dir)))
+    return open_source({"kind": "tfds", "path": str(path), "split": data.split})
+
+
+def _check_scale(scale: float, vision: AnyVisionSpec) -> None:
+    side = scale * vision.image_size
+    if not 0 < side < math.inf or round(side) % vision.patch_size:
+        raise ValueError(
+            f"config.scale={scale} makes pictures of {side} pixels; they must be whole patches of {vision.patch_size}"
+        )
+
+
+def _batches(
+    config: ConfigDict, teachers: Teachers, frozen: Params, cached: bool, workdir: Path, model: SpatialClip
+) -> tuple[PictureStream, Batches]:
+    source, vision = source_of(config.data), model.spec.vision
+    side = round(config.scale * vision.image_size)
+    stream = PictureStream(
+        source,
+        config.batch_size,
+        (side, side),
+        config.seed,
+        jax.process_index(),
+        jax.process_count(),
+        max_corrupt_fraction=config.data.max_corrupt_fraction,
+    )
+    if not cached:
+        return stream, stream
+    tokens = side // vision.patch_size
+    folder, params, fusion = workdir / "teacher" / str(jax.process_index()), teacher_params(frozen), teachers.fusion
+
+    def teacher(images: jax.Array) -> jax.Array:
+        return fused_maps(teachers.towers, params, images, named_fusion(fusion))
+
+    made_of = fingerprint(source, frozen, fusion=fusion, tower=vision, side=side)
+    shape = (tokens, tokens, model.spec.embed_dim)
+    return stream, CachedTeacher(stream, teacher, len(source), shape, folder, made_of)

@@ -1,0 +1,107 @@
+"""The terms of the loss by name: each holds its weight and settings, and is called with the step's views.
+
+A config's `objectives` section names those that a recipe uses; what is not named is not computed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+from ml_collections import ConfigDict
+
+from spatial_clip_jax.data.views import grid_boxes, random_boxes
+from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
+from spatial_clip_jax.objectives.region_alignment import region_alignment
+from spatial_clip_jax.objectives.spatial_correlation import spatial_correlation
+from spatial_clip_jax.train.sections import read_section
+from spatial_clip_jax.train.views import FUSION, StepViews
+
+Parts = tuple[Float[Array, ""], dict[str, Any]]
+Boxes = tuple[Float[Array, "b n 4"], Bool[Array, "b n"]]
+
+
+def drawn_boxes(views: StepViews, law: str, most: int) -> Boxes:
+    """Boxes of the batch and which of them count: "grid", CLIPSelf's cells, or "random", UniRefiner's crops.
+
+    Terms that ask for the same law and number get the same boxes. ValueError for an unknown law.
+    """
+    key, batch = views.key(f"{law} boxes"), len(views.images)
+    if law == "grid":
+        return grid_boxes(key, batch, most)
+    if law == "random":
+        return random_boxes(key, batch, most), jnp.ones((batch, most), bool)
+    raise ValueError(f"boxes are drawn by 'grid' or 'random', got {law!r}")
+
+
+@dataclass(frozen=True)
+class FusionDistillation:
+    """The student's map against a teacher's (objectives/fusion_distillation.py)."""
+
+    weight: float = 1.0
+    teacher: str = FUSION
+    centred_weight: float = 0.5
+
+    def __call__(self, views: StepViews) -> Parts:
+        return fusion_distillation(views.student, views.teacher(self.teacher), centred_weight=self.centred_weight)
+
+
+@dataclass(frozen=True)
+class RegionAlignment:
+    """CLIPSelf: the student's regions against the frozen tower's crops (objectives/region_alignment.py)."""
+
+    weight: float = 1.0
+    boxes: str = "grid"
+    max_boxes: int = 20
+
+    def __call__(self, views: StepViews) -> Parts:
+        boxes, valid = drawn_boxes(views, self.boxes, self.max_boxes)
+        return region_alignment(views.student, boxes, valid, views.crops(boxes))
+
+
+@dataclass(frozen=True)
+class SpatialCorrelation:
+    """SCD: the student's correlations against a teacher's (objectives/spatial_correlation.py).
+
+    regions: "picture", all tokens of one, or boxes as of `drawn_boxes`.
+    """
+
+    weight: float = 1.0
+    teacher: str = FUSION
+    temperature: float = 0.2
+    regions: str = "picture"
+    max_boxes: int = 20
+    roi_size: int = 7
+
+    def __call__(self, views: StepViews) -> Parts:
+        student, teacher = views.student, views.teacher(self.teacher)
+        if self.regions == "picture":
+            return spatial_correlation(student, teacher, temperature=self.temperature)
+        boxes, valid = drawn_boxes(views, self.regions, self.max_boxes)
+        return spatial_correlation(
+            student, teacher, temperature=self.temperature, boxes=boxes, valid=valid, roi_size=self.roi_size
+        )
+
+
+TERMS: dict[str, type] = {
+    "fusion_distillation": FusionDistillation,
+    "region_alignment": RegionAlignment,
+    "spatial_correlation": SpatialCorrelation,
+}
+
+
+def read_terms(objectives: ConfigDict) -> dict[str, Any]:
+    """The config's `objectives` as terms by name; those of weight 0 are left out.
+
+    ValueError for an unknown term or setting, or when nothing is left to train by.
+    """
+    unknown = sorted(set(objectives) - set(TERMS))
+    if unknown:
+        raise ValueError(f"config.objectives names {unknown}; there are {sorted(TERMS)}")
+    terms: dict[str, Any] = {
+        name: read_section(TERMS[name], objectives[name], f"objectives.{name}") for name in objectives
+    }
+    weighted = {name: term for name, term in terms.items() if term.weight}
+    if not weighted:
+        raise ValueError("config.objectives has no term with a weight: there is nothing to train by")
+    return weighted

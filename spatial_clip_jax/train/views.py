@@ -1,0 +1,128 @@
+"""What one step sees of its pictures: the student's map, the teachers' maps and crops, each computed when first asked.
+
+A teacher is named: "fusion", the frozen tower's fused views; "refiner", an adapter that an earlier stage trained;
+"average", the student's own exponential average; or any read-out of the frozen tower.
+"""
+
+import dataclasses
+import functools
+import zlib
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from spatial_clip_jax.data.views import crop_and_resize
+from spatial_clip_jax.fusion.core import unit_length
+from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, embed_images, fused_maps, read_pixels
+from spatial_clip_jax.fusion.settings import FusionSettings
+from spatial_clip_jax.models.params import Params
+from spatial_clip_jax.models.vision import preprocess
+
+Images = UInt8[Array, "b H W 3"]
+Maps = Float[Array, "b h w e"]
+FUSION, REFINER, AVERAGE = "fusion", "refiner", "average"
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Who can be asked besides the student: `towers` holds the frozen tower, and as its adapter the refiner, if any.
+
+    fusion: how the frozen tower's views are fused. ValueError for a name that nobody here answers to.
+    """
+
+    towers: Towers
+    fusion: FusionSettings
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The teachers that `StepViews.teacher` takes."""
+        own = tuple(name for name in self.towers.readouts if name != ADAPTER)
+        return (FUSION, AVERAGE, *((REFINER,) if self.towers.adapter is not None else ()), *own)
+
+    def check(self, name: str) -> None:
+        """ValueError for an unknown teacher, listing the valid ones."""
+        if name not in self.names:
+            hint = "" if self.towers.adapter is not None else "; 'refiner' needs config.refiner, an earlier stage"
+            raise ValueError(f"unknown teacher {name!r}; valid: {', '.join(self.names)}{hint}")
+
+
+class StepViews:
+    """One batch as the terms of the loss see it.
+
+    params: the student's adapter, the only thing that is differentiated. frozen: {"vision"}, and where there are,
+    "refiner" and "average". `images` are uint8, mirrored or not; `fused` their fused maps where they came along.
+    """
+
+    def __init__(
+        self,
+        student: Towers,
+        teachers: Teachers,
+        params: Params,
+        frozen: Params,
+        images: Images,
+        fused: Maps | None,
+        key: PRNGKeyArray,
+    ):
+        self.towers, self.teachers, self.params, self.frozen = student, teachers, params, frozen
+        self.images, self._fused, self._key = images, fused, key
+        self._maps: dict[str, Maps] = {}
+
+    def key(self, name: str) -> PRNGKeyArray:
+        """A random key for whatever is called `name`: the same for terms that want to draw the same boxes."""
+        return jax.random.fold_in(self._key, zlib.crc32(name.encode()))
+
+    @functools.cached_property
+    def student(self) -> Maps:
+        """The adapter's dense map, on which gradients flow."""
+        return read_pixels(self.towers, {**self.frozen, "adapter": self.params}, self.pixels(), ADAPTER)
+
+    def pixels(self) -> Float[Array, "b H W 3"]:
+        """The pictures as the tower takes them."""
+        return preprocess(self.images, self.towers.spec)
+
+    def teacher(self, name: str) -> Maps:
+        """The dense map of the teacher called so; no gradient."""
+        if name not in self._maps:
+            self._maps[name] = jax.lax.stop_gradient(self.taught(name, self.images)).astype(jnp.float32)
+        return self._maps[name]
+
+    def taught(self, name: str, images: Images) -> Maps:
+        """What the teacher called so makes of other pictures."""
+        self.teachers.check(name)
+        if name == FUSION:
+            return self._fused if images is self.images and self._fused is not None else self._fuse(images)
+        pixels = preprocess(images, self.towers.spec)
+        if name == AVERAGE:
+            return read_pixels(self.towers, {**self.frozen, "adapter": self.frozen[AVERAGE]}, pixels, ADAPTER)
+        return read_pixels(self.teachers.towers, teacher_params(self.frozen), pixels, _readout(name))
+
+    def _fuse(self, images: Images) -> Maps:
+        return fused_maps(self.teachers.towers, teacher_params(self.frozen), images, named_fusion(self.teachers.fusion))
+
+    def crops(self, boxes: Float[Array, "b n 4"]) -> Float[Array, "b n e"]:
+        """The frozen tower's global embeddings of letterboxed crops at its native size: CLIPSelf's teacher."""
+        crops = self.cut(boxes)
+        embedding = embed_images(self.teachers.towers, self.frozen, crops.reshape(-1, *crops.shape[2:]))
+        return unit_length(embedding).reshape(*boxes.shape[:2], -1)
+
+    def cut(self, boxes: Float[Array, "b n 4"]) -> UInt8[Array, "b n side side 3"]:
+        """Letterboxed crops at the tower's native size."""
+        crops = crop_and_resize(self.images.astype(jnp.float32), boxes, self.towers.spec.image_size)
+        return jnp.clip(jnp.round(crops), 0, 255).astype(jnp.uint8)
+
+
+def teacher_params(frozen: Params) -> Params:
+    """The parameters of a teacher's towers: to them the refiner is the adapter."""
+    refiner = {ADAPTER: frozen[REFINER]} if REFINER in frozen else {}
+    return {"vision": frozen["vision"], **refiner}
+
+
+def named_fusion(fusion: FusionSettings) -> FusionSettings:
+    """The settings as the teacher's towers know their read-outs."""
+    return dataclasses.replace(fusion, readout=_readout(fusion.readout))
+
+
+def _readout(name: str) -> str:
+    return ADAPTER if name == REFINER else name
