@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from spatial_clip_jax.fusion.core import unit_length
 from spatial_clip_jax.fusion.roi import WHOLE_VIEW, roi_align
+from spatial_clip_jax.objectives.tokens import masked_mean
 
 RANGE_FLOOR = 1e-6  # a row of equal correlations stays equal, and its gradient finite
 
@@ -56,8 +57,8 @@ def spatial_correlation(
     log_student = _log_relations(student, jax.lax.stop_gradient(student), temperature, min_max)
     log_teacher = _log_relations(teacher, teacher, temperature, min_max)
     target = jnp.exp(log_teacher)
-    loss = _masked_mean(-(target * log_student).sum(-1).mean(-1), valid)
-    entropy = _masked_mean(-(target * log_teacher).sum(-1).mean(-1), valid)
+    loss = masked_mean(-(target * log_student).sum(-1).mean(-1), valid)
+    entropy = masked_mean(-(target * log_teacher).sum(-1).mean(-1), valid)
     return loss, {"correlation_entropy": entropy, "correlation_divergence": loss - entropy}
 
 
@@ -74,7 +75,3 @@ def _log_relations(
         low, high = cosines.min(-1, keepdims=True), cosines.max(-1, keepdims=True)
         cosines = (cosines - low) / (high - low + RANGE_FLOOR)
     return jax.nn.log_softmax(cosines / temperature, axis=-1)
-
-
-def _masked_mean(values: Float[Array, "b n"], valid: Bool[Array, "b n"]) -> Float[Array, ""]:
-    return jnp.where(valid, values, 0.0).sum() / jnp.maximum(valid.sum(), 1)
