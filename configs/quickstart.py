@@ -66,15 +66,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
             distributed="off",
             # Whether the bundled world's benchmark is run at the end; off for other data.
             measure=True,
-            # Rows of the table, () for all; pictures of each split; the input sizes that the fused rows choose from.
-            # `fusion` are the settings of the rows "fusion" and, with the adapter as read-out, "adapter+fusion".
+            # Rows of the table, () for all; a bundled world; pictures of each split; the input sizes to choose from, in
+            # units of the native one, and those of the fused rows, () for what suits the world; whether the tokens'
+            # k-means is measured too; the settings of the rows "fusion" and, with the adapter as read-out,
+            # "adapter+fusion".
             benchmark=dict(
                 rows=(),
                 world=values["world"],
                 validation=128,
                 test=256,
                 singles=1024,
-                teacher_scales=(2.0,),
+                scales=(),
+                teacher_scales=(),
+                unsupervised=False,
                 fusion=fusion,
             ),
         )

@@ -1,4 +1,4 @@
-"""The benchmark on the bundled world's test split: which rows there are, and what is written about them."""
+"""The benchmark on a bundled world's test split: which rows there are, and what is written about them."""
 
 import dataclasses
 import logging
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from launch.reporting import GLOBAL, write_report
 from spatial_clip_jax.api import SpatialClip
-from spatial_clip_jax.data.scenes.load import check_world, load_annotated
+from spatial_clip_jax.data.scenes.load import check_world, load_annotated, world_scales
 from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.evaluate.readings import Row
 from spatial_clip_jax.evaluate.runner import Benchmark, environment, run_benchmark, write_metrics
@@ -20,7 +20,6 @@ from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.readout import READOUTS
 
 logger = logging.getLogger(__name__)
-SCALES = (1.0, 1.5, 2.0)
 PICTURES = 24  # the report chooses its examples among these
 
 
@@ -41,8 +40,13 @@ def check_section(section: ConfigDict, names: list[str]) -> None:
 
 
 def benchmark(section: ConfigDict, adapted: SpatialClip, fusion: FusionSettings, world: Path) -> Benchmark:
-    """Measures every row (or those `section.rows` names) on `test`, with settings chosen on `validation`."""
-    rows = _rows(adapted, fusion, tuple(section.teacher_scales))
+    """Measures every row (or those `section.rows` names) on `test`, with settings chosen on `validation`.
+
+    Input sizes are chosen among `section.scales`, those of the fused rows among `section.teacher_scales`; empty, they
+    are what suits the world, for the fused rows, which cost more, its largest alone.
+    """
+    suited = world_scales(section.world)
+    rows = _rows(adapted, fusion, tuple(section.scales) or suited, tuple(section.teacher_scales) or suited[-1:])
     return run_benchmark(
         [row for name, row in rows.items() if not section.rows or name in section.rows],
         load_annotated(world, "validation", section.validation),
@@ -50,16 +54,19 @@ def benchmark(section: ConfigDict, adapted: SpatialClip, fusion: FusionSettings,
         load_annotated(world, "test_single", section.singles),
         adapted.encode_text,
         pair_phrases(),
+        unsupervised=section.unsupervised,
         progress=logger.info,
     )
 
 
-def _rows(adapted: SpatialClip, fusion: FusionSettings, teacher_scales: tuple[float, ...]) -> dict[str, Row]:
+def _rows(
+    adapted: SpatialClip, fusion: FusionSettings, scales: tuple[float, ...], teacher_scales: tuple[float, ...]
+) -> dict[str, Row]:
     original = adapted.without_adapter()
-    rows = [Row(name, _one_pass(original, name), original.encode_image, SCALES) for name in original.towers.readouts]
+    rows = [Row(name, _one_pass(original, name), original.encode_image, scales) for name in original.towers.readouts]
     rows.append(Row("fusion", _fused(original, fusion), original.encode_image, teacher_scales))
     if adapted.adapter_spec:
-        rows.append(Row("adapter", _one_pass(adapted, "adapter"), adapted.encode_image, SCALES))
+        rows.append(Row("adapter", _one_pass(adapted, "adapter"), adapted.encode_image, scales))
         rows.append(Row("adapter+fusion", _multi_scale(adapted, fusion), adapted.encode_image, teacher_scales))
     return {row.name: row for row in rows}
 

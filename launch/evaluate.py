@@ -1,4 +1,4 @@
-"""The benchmark on the bundled world, for a CLIP with or without a trained adapter.
+"""The benchmark on a bundled world, for a CLIP with or without a trained adapter.
 
 python -m launch.evaluate --config=configs/evaluate/scenes.py --config.adapter=runs/quickstart --workdir=runs/table
 """

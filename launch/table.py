@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from launch.reporting import GLOBAL
-from spatial_clip_jax.evaluate.benchmark import DENSE_METRICS, METRICS
+from spatial_clip_jax.evaluate.benchmark import DENSE_METRICS, table_metrics
 
 Rows = dict[str, dict[str, list[float]]]
 
@@ -50,7 +50,8 @@ def _scores(path: Path) -> dict[str, dict[str, float]]:
 
 def table(rows: Rows) -> str:
     """Markdown; the spread is shown where runs differ."""
-    columns = (*DENSE_METRICS, "average", *[metric for metric in METRICS if metric not in DENSE_METRICS])
+    others = [metric for metric in table_metrics(rows.values()) if metric not in DENSE_METRICS]
+    columns = (*DENSE_METRICS, "average", *others)
     lines = [["row", *columns], ["---", *["---:"] * len(columns)]]
     lines += [[row, *(_cell(scores.get(column, [])) for column in columns)] for row, scores in rows.items()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,7 +1,8 @@
-"""The benchmark table of quickstart, for a model that is already there.
+"""The benchmark table of quickstart, or of another bundled world, for a model that is already there.
 
     python -m launch.evaluate --config=configs/evaluate/scenes.py --config.adapter=runs/quickstart --workdir=runs/table
 
+Of the second world, whose pictures are larger and drawn by another hand: --config.benchmark.world=sketches.
 Without an adapter it measures the training-free read-outs and the frozen teacher alone.
 """
 
@@ -11,6 +12,6 @@ from configs import quickstart
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: world=quickstart|full|mini."""
+    """`arg`: world=quickstart|full|mini|sketches."""
     main = quickstart.get_config(arg)
     return ConfigDict(dict(model=main.model, adapter="", data=main.data, benchmark=main.benchmark))

@@ -4,17 +4,19 @@
 object's by at least half. `miou`: segmentation by the picture's own phrases and background. `region_top1`:
 the dense map averaged over the true mask ranks the object's pair first among all. `relation_accuracy`: the
 true relation against its opposite. `part_pointing`: as pointing, for "the red door of the white house".
-`zero_shot_top1`: one-object pictures among all pairs, by the global embedding. All are fractions in [0, 1]; a
-metric that the pictures ask nothing about is left out.
+`zero_shot_top1`: one-object pictures among all pairs, by the global embedding. `unsupervised_miou`, only where
+asked for: k-means of the tokens against the classes (clusters.py). All are fractions in [0, 1]; a metric that the
+pictures ask nothing about is left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from spatial_clip_jax.data.scenes.annotations import AnnotatedPicture
+from spatial_clip_jax.evaluate.clusters import unsupervised_miou
 from spatial_clip_jax.evaluate.metrics import accuracy, box_iou, known, picture_iou, pointing, top1
 from spatial_clip_jax.evaluate.prompts import TEMPLATES, TextBank, TextEncoder, embed_phrases, with_article
 from spatial_clip_jax.evaluate.questions import Questions, RelationQuestion
@@ -37,6 +39,13 @@ from spatial_clip_jax.tasks.segment import segment
 
 DENSE_METRICS = ("pointing", "box_iou50", "miou", "region_top1", "part_pointing")
 METRICS = (*DENSE_METRICS, "relation_accuracy", "zero_shot_top1")
+ON_REQUEST = ("unsupervised_miou",)
+
+
+def table_metrics(rows: Iterable[Mapping[str, object]]) -> tuple[str, ...]:
+    """The columns of a table of these rows: METRICS, and of those ON_REQUEST what a row has."""
+    measured = {name for row in rows for name in row}
+    return (*METRICS, *(name for name in ON_REQUEST if name in measured))
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,23 @@ class Settings:
 
 
 def evaluate_row(
-    row: Row, questions: Questions, bank: TextBank, settings: Settings, batch_size: int = BATCH_SIZE
+    row: Row,
+    questions: Questions,
+    bank: TextBank,
+    settings: Settings,
+    batch_size: int = BATCH_SIZE,
+    unsupervised: bool = False,
 ) -> dict[str, float]:
-    """Every dense metric and the relations, through the same task functions as users call."""
-    return score(read(row, settings.scale, questions, bank, batch_size), questions, bank, settings)
+    """Every dense metric and the relations, through the same task functions as users call.
+
+    With `unsupervised`, also `unsupervised_miou`.
+    """
+    readings = read(row, settings.scale, questions, bank, batch_size, keep_tokens=unsupervised)
+    scores = score(readings, questions, bank, settings)
+    if not unsupervised:
+        return scores
+    maps = [reading.tokens for reading in readings if reading.tokens is not None]
+    return scores | known({"unsupervised_miou": unsupervised_miou(maps, questions.pictures)})
 
 
 def score(

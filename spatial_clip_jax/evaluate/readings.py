@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float16, UInt8
 
 from spatial_clip_jax.evaluate.metrics import region_embeddings, top1
 from spatial_clip_jax.evaluate.prompts import TextBank
@@ -34,13 +34,14 @@ class Row:
 
 class PictureReading(NamedTuple):
     """Of one picture, on the token grid: cosines with its object phrases, its parts and their wholes, the
-    mean cosine with the generic phrases; and the embeddings of its regions."""
+    mean cosine with the generic phrases; the embeddings of its regions; and the map itself if it was kept."""
 
     objects: Float[np.ndarray, "p h w"]
     targets: Float[np.ndarray, "q h w"]
     contexts: Float[np.ndarray, "q h w"]
     offset: Float[np.ndarray, "h w"]
     regions: Float[np.ndarray, "r e"]
+    tokens: Float16[np.ndarray, "h w e"] | None = None
 
 
 class Similarities(NamedTuple):
@@ -51,9 +52,17 @@ class Similarities(NamedTuple):
 
 
 def read(
-    row: Row, scale: float, questions: Questions, bank: TextBank, batch_size: int = BATCH_SIZE
+    row: Row,
+    scale: float,
+    questions: Questions,
+    bank: TextBank,
+    batch_size: int = BATCH_SIZE,
+    keep_tokens: bool = False,
 ) -> list[PictureReading]:
-    """Runs the row over the pictures once, `batch_size` at a time; one reading a picture, no map is kept."""
+    """Runs the row over the pictures once, `batch_size` at a time; one reading a picture.
+
+    No map is kept unless `keep_tokens` asks for it, and then in half precision.
+    """
     count = len(questions.pictures)
     objects, parts = by_picture(questions.objects, count), by_picture(questions.parts, count)
     regions = by_picture(questions.regions, count)
@@ -65,7 +74,8 @@ def read(
         masks = picture.instances == np.array([question.instance for question in r], np.int64)[:, None, None]
         of_objects, targets, contexts = np.split(cosines, [len(o), len(o) + len(p)])
         vectors = region_embeddings(tokens, masks)
-        readings.append(PictureReading(of_objects, targets, contexts, offset, vectors))
+        kept = tokens.astype(np.float16) if keep_tokens else None
+        readings.append(PictureReading(of_objects, targets, contexts, offset, vectors, kept))
     return readings
 
 
@@ -73,7 +83,8 @@ def similarities(readings: Sequence[PictureReading], questions: Questions, gener
     """Joins the pictures; with `generic`, less the generic phrases' similarity (tasks.heatmap.similarity)."""
     less = float(generic)
     objects, targets, contexts = (
-        np.concatenate([reading[field] - less * reading.offset for reading in readings]) for field in range(3)
+        np.concatenate([getattr(reading, field) - less * reading.offset for reading in readings])
+        for field in ("objects", "targets", "contexts")
     )
     parts = np.zeros_like(targets)
     for i, question in enumerate(questions.parts):

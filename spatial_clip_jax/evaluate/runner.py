@@ -57,13 +57,15 @@ def run_benchmark(
     templates: Sequence[str] = TEMPLATES,
     generic: Sequence[str] = GENERIC_PHRASES,
     batch_size: int = BATCH_SIZE,
+    unsupervised: bool = False,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Benchmark:
     """Chooses each row's settings on `validation` alone and measures it on `test`.
 
     `singles` are the one-object pictures of zero-shot classification, `pairs` all phrases ranked against each
-    other; `encode_text` gives (k, e) embeddings of texts; `progress` hears a line at a time. ValueError
-    unless every row has a name of its own.
+    other; `encode_text` gives (k, e) embeddings of texts; `unsupervised` asks for `unsupervised_miou` too, which
+    takes seconds to minutes a row; `progress` hears a line at a time. ValueError unless every row has a name of its
+    own.
     """
     _check_names([row.name for row in rows])
     chosen_on, asked = ask(validation), ask(test)
@@ -74,14 +76,16 @@ def run_benchmark(
         progress(f"{row.name}: choosing settings on {len(validation)} validation pictures")
         settings[row.name] = select_settings(row, chosen_on, bank, batch_size)
         progress(f"{row.name}: measuring on {len(test)} test pictures with {settings[row.name]}")
-        scores[row.name] = evaluate_row(row, asked, bank, settings[row.name], batch_size)
+        scores[row.name] = evaluate_row(row, asked, bank, settings[row.name], batch_size, unsupervised)
     encoders = {row.embed_image for row in rows}
     classified = {encoder: zero_shot_top1(encoder, singles, bank, batch_size) for encoder in encoders}
     for row in rows:
         scores[row.name] |= classified[row.embed_image]
     related = relation_by_global_embedding(rows[0].embed_image, encode_text, asked, templates, batch_size)
     baseline = known({"relation_accuracy": related}) | classified[rows[0].embed_image]
-    return Benchmark(scores, settings, baseline, asked.counts() | {"zero_shot_top1": len(singles)})
+    counts = asked.counts() | {"zero_shot_top1": len(singles)}
+    counts |= {"unsupervised_miou": len(test)} if unsupervised else {}
+    return Benchmark(scores, settings, baseline, counts)
 
 
 def _check_names(names: list[str]) -> None:

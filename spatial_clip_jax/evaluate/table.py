@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from spatial_clip_jax.evaluate.benchmark import METRICS
+from spatial_clip_jax.evaluate.benchmark import table_metrics
 
 
-def format_table(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = METRICS) -> str:
-    """An aligned Markdown table, readable as plain text: the best of each metric in bold, a dash for none."""
+def format_table(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = ()) -> str:
+    """An aligned Markdown table, readable as plain text: the best of each metric in bold, a dash for none.
+
+    Without `metrics`, those of benchmark.table_metrics.
+    """
+    metrics = metrics or table_metrics(scores.values())
     best = best_rows(scores, metrics)
     lines = [["row", *metrics], ["---"] + ["---:"] * len(metrics)]
     for row, values in scores.items():
@@ -20,7 +24,7 @@ def _cell(value: float | None, best: bool) -> str:
     return f"**{text}**" if best else text
 
 
-def best_rows(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = METRICS) -> dict[str, set[str]]:
+def best_rows(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> dict[str, set[str]]:
     """For each metric the rows whose score is highest at three decimals."""
     best = {}
     for metric in metrics:

@@ -1,22 +1,19 @@
-"""From scenes to records: drawn in batches, checked for hidden objects, encoded as PNG and JPEG bytes."""
+"""From scenes to records: drawn in batches, checked for hidden objects, turned into records."""
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from spatial_clip_jax.data.scenes import vocabulary as v
-from spatial_clip_jax.data.scenes.relations import relations_of
+from spatial_clip_jax.data.scenes.records import Thing, annotated_record, plain_record
 from spatial_clip_jax.data.scenes.render import Rendering, render
 from spatial_clip_jax.data.scenes.sample import Scene, stack_scenes
 from spatial_clip_jax.data.scenes.splits import MIN_VISIBLE, Split, caption_at, scene_at
 
 BATCH = 32
 MAX_ATTEMPTS = 20
-JPEG_QUALITY = 95
 
 
 def records(split: Split, count: int, side: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -82,54 +79,13 @@ FILL = _class_fill()
 
 def _record(split: Split, index: int, scene: Scene, drawn: Rendering, row: int) -> dict[str, Any]:
     image, instances, parts = (np.asarray(array[row]) for array in drawn)
-    record: dict[str, Any] = {
-        "image": _encoded(image, "JPEG", quality=JPEG_QUALITY, subsampling=0),
-        "caption": caption_at(split, index, scene) if split.captioned else "",
-    }
+    caption = caption_at(split, index, scene) if split.captioned else ""
     if not split.annotated:
-        blank = np.zeros((1, 1), np.uint8)
-        nothing: dict[str, list[Any]] = {"objects": [], "object_parts": [], "relations": []}
-        return record | nothing | {"instances": _encoded(blank, "PNG"), "parts": _encoded(blank, "PNG")}
-    boxes = np.array([_box(instances == i + 1) for i in range(int(scene["count"]))])
-    return record | {
-        "instances": _encoded(instances, "PNG"),
-        "parts": _encoded(parts, "PNG"),
-        "objects": [_object(scene, i, boxes[i]) for i in range(len(boxes))],
-        "object_parts": [part for i in range(len(boxes)) for part in _parts(scene, i, parts)],
-        "relations": [{"subject": a, "relation": r, "object": b} for a, r, b in relations_of(boxes, len(image))],
-    }
+        return plain_record(image, caption)
+    things = [_thing(scene, i) for i in range(int(scene["count"]))]
+    return annotated_record(image, instances, parts, things, caption)
 
 
-def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> io.BytesIO:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    buffer.seek(0)
-    return buffer
-
-
-def _box(mask: np.ndarray) -> np.ndarray:
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32)
-
-
-def _object(scene: Scene, i: int, box: np.ndarray) -> dict[str, Any]:
-    pair = (int(scene["cls"][i]), int(scene["colour"][i, 0]))
-    return {
-        "name": v.CLASS_NAMES[pair[0]],
-        "colour": v.COLOUR_NAMES[pair[1]],
-        "texture": v.TEXTURES[int(scene["texture"][i])],
-        "size": v.SIZE_NAMES[int(scene["size"][i])],
-        "box": box,
-        "seen": pair not in v.HELD_OUT,
-    }
-
-
-def _parts(scene: Scene, i: int, parts: np.ndarray) -> list[dict[str, Any]]:
-    """The visible named parts of object i; the body is the object itself and is not listed."""
-    names = v.CLASSES[int(scene["cls"][i])].parts
-    ids = {p: i * v.MAX_PARTS + p + 1 for p in range(1, len(names))}
-    return [
-        {"object": i, "id": ids[p], "name": names[p], "colour": v.COLOUR_NAMES[int(scene["colour"][i, p])]}
-        for p in ids
-        if (parts == ids[p]).any()
-    ]
+def _thing(scene: Scene, i: int) -> Thing:
+    colours = tuple(scene["colour"][i].tolist())
+    return Thing(int(scene["cls"][i]), colours, int(scene["texture"][i]), int(scene["size"][i]))

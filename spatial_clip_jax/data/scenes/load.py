@@ -1,4 +1,4 @@
-"""The world on disk: prepared once per folder, read back as annotated pictures."""
+"""The worlds on disk, scenes and sketches: prepared once per folder, read back as annotated pictures."""
 
 import io
 from pathlib import Path
@@ -10,19 +10,31 @@ from PIL import Image
 
 from spatial_clip_jax.data.scenes import vocabulary as v
 from spatial_clip_jax.data.scenes.annotations import AnnotatedObject, AnnotatedPart, AnnotatedPicture
-from spatial_clip_jax.data.scenes.builder import RELATIONS, Scenes
+from spatial_clip_jax.data.scenes.builder import Scenes
+from spatial_clip_jax.data.scenes.records import RELATIONS
+from spatial_clip_jax.data.sketches.builder import Sketches
+
+WORLDS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
+    config: builder for builder in (Scenes, Sketches) for config in builder.builder_configs
+}
 
 
 def check_world(config: str) -> None:
-    """ValueError unless there is a world of that size."""
-    if config not in Scenes.builder_configs:
-        raise ValueError(f"there is no world {config!r}; there are {', '.join(Scenes.builder_configs)}")
+    """ValueError unless there is a world of that name."""
+    if config not in WORLDS:
+        raise ValueError(f"there is no world {config!r}; there are {', '.join(WORLDS)}")
+
+
+def world_scales(config: str) -> tuple[float, ...]:
+    """The input sizes that suit the world's objects (records.WorldConfig)."""
+    check_world(config)
+    return WORLDS[config].builder_configs[config].scales
 
 
 def prepare(config: str, data_dir: Path) -> Path:
-    """Writes the world `config` ("quickstart", "full", "mini") below `data_dir` unless it is there; its folder."""
+    """Writes the world `config` (a name in WORLDS) below `data_dir` unless it is there; its folder."""
     check_world(config)
-    builder = Scenes(config=config, data_dir=str(data_dir), file_format="array_record")
+    builder = WORLDS[config](config=config, data_dir=str(data_dir), file_format="array_record")
     builder.download_and_prepare()
     return Path(builder.data_path)
 
