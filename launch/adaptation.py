@@ -11,6 +11,7 @@ from spatial_clip_jax.api import SpatialClip
 from spatial_clip_jax.data.scenes.load import prepare
 from spatial_clip_jax.data.sources import Source, open_source
 from spatial_clip_jax.data.stream import PictureStream
+from spatial_clip_jax.evaluate.prompts import embed_phrases
 from spatial_clip_jax.fusion.encoders import fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.params import Params
@@ -21,7 +22,7 @@ from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.task import Batches, Task
 from spatial_clip_jax.train.teacher import CachedTeacher, fingerprint
 from spatial_clip_jax.train.terms import read_terms
-from spatial_clip_jax.train.views import FUSION, REFINER, Teachers, named_fusion, teacher_params
+from spatial_clip_jax.train.views import FUSION, NOUNS, REFINER, Teachers, named_fusion, teacher_params
 
 logger = logging.getLogger(__name__)
 # What a stage before has of its own; the rest it shares with the stage it serves.
@@ -54,6 +55,7 @@ def adaptation_task(
     for name in {*used, fusion.readout} - {FUSION}:
         teachers.check(name)
     frozen = {"vision": model.params["vision"], **({REFINER: refiner.params["adapter"]} if refiner else {})}
+    frozen |= {NOUNS: embed_phrases(model.encode_text, term.nouns) for term in terms.values() if hasattr(term, "nouns")}
     fused = any(getattr(term, "teacher", None) == FUSION for term in terms.values())
     stream, batches = _batches(config, teachers, frozen, fused and config.cache_teacher, workdir, model)
     return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)

@@ -12,10 +12,12 @@ from ml_collections import ConfigDict
 
 from spatial_clip_jax.data.views import grid_boxes, random_boxes
 from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
+from spatial_clip_jax.objectives.refinement import refinement
 from spatial_clip_jax.objectives.region_alignment import region_alignment
+from spatial_clip_jax.objectives.region_text import region_text
 from spatial_clip_jax.objectives.spatial_correlation import spatial_correlation
 from spatial_clip_jax.train.sections import read_section
-from spatial_clip_jax.train.views import FUSION, StepViews
+from spatial_clip_jax.train.views import FUSION, NOUNS, StepViews
 
 Parts = tuple[Float[Array, ""], dict[str, Any]]
 Boxes = tuple[Float[Array, "b n 4"], Bool[Array, "b n"]]
@@ -83,10 +85,70 @@ class SpatialCorrelation:
         )
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """The Refiner: tokens of the whole view against a teacher's of random crops (objectives/refinement.py).
+
+    Each crop is stretched to the tower's native square, so its tokens are as many as a native picture's.
+    """
+
+    weight: float = 1.0
+    teacher: str = "value"
+    crops: int = 3
+    temperature: float = 0.2
+    uniformity: float = 1.0
+    stop_low: bool = False
+    negatives: bool = True
+
+    def __call__(self, views: StepViews) -> Parts:
+        boxes, _ = drawn_boxes(views, "random", self.crops)
+        return refinement(
+            views.student,
+            boxes,
+            views.crop_maps(self.teacher, boxes),
+            temperature=self.temperature,
+            uniformity=self.uniformity,
+            stop_low=self.stop_low,
+            negatives=self.negatives,
+        )
+
+
+@dataclass(frozen=True)
+class RegionText:
+    """RegionCLIP: regions against nouns, which the frozen tower itself gives to their crops (objectives/region_text.py).
+
+    nouns: phrases; a crop's label is the one that its global embedding is likest to, as in RegionCLIP's own pretraining.
+    """
+
+    nouns: tuple[str, ...]
+    weight: float = 1.0
+    boxes: str = "grid"
+    max_boxes: int = 20
+    classes: int = 100
+    logit_scale: float = 100.0
+
+    def __call__(self, views: StepViews) -> Parts:
+        boxes, valid = drawn_boxes(views, self.boxes, self.max_boxes)
+        text = views.frozen[NOUNS]
+        labels = jnp.einsum("bne,ce->bnc", views.crops(boxes), text, precision="highest").argmax(-1)
+        return region_text(
+            views.student,
+            boxes,
+            valid,
+            labels,
+            text,
+            views.key("nouns"),
+            classes=self.classes,
+            logit_scale=self.logit_scale,
+        )
+
+
 TERMS: dict[str, type] = {
     "fusion_distillation": FusionDistillation,
     "region_alignment": RegionAlignment,
     "spatial_correlation": SpatialCorrelation,
+    "refinement": Refinement,
+    "region_text": RegionText,
 }
 
 

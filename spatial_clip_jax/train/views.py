@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from spatial_clip_jax.data.views import crop_and_resize
 from spatial_clip_jax.fusion.core import unit_length
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, embed_images, fused_maps, read_pixels
+from spatial_clip_jax.fusion.roi import roi_align
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.vision import preprocess
@@ -23,6 +24,7 @@ from spatial_clip_jax.models.vision import preprocess
 Images = UInt8[Array, "b H W 3"]
 Maps = Float[Array, "b h w e"]
 FUSION, REFINER, AVERAGE = "fusion", "refiner", "average"
+NOUNS = "nouns"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class StepViews:
     """One batch as the terms of the loss see it.
 
     params: the student's adapter, the only thing that is differentiated. frozen: {"vision"}, and where there are,
-    "refiner" and "average". `images` are uint8, mirrored or not; `fused` their fused maps where they came along.
+    "refiner" and "average", and "nouns", the embeddings of phrases. `images` are uint8, mirrored or not; `fused` their fused maps where they came along.
     """
 
     def __init__(
@@ -101,6 +103,13 @@ class StepViews:
     def _fuse(self, images: Images) -> Maps:
         return fused_maps(self.teachers.towers, teacher_params(self.frozen), images, named_fusion(self.teachers.fusion))
 
+    def crop_maps(self, name: str, boxes: Float[Array, "b n 4"]) -> Float[Array, "b n h w e"]:
+        """The teacher's dense maps of crops, each stretched to the tower's native square."""
+        side = self.towers.spec.image_size
+        crops = roi_align(self.images.astype(jnp.float32), boxes, side)
+        maps = self.taught(name, _whole_numbers(crops).reshape(-1, side, side, 3))
+        return jax.lax.stop_gradient(maps.reshape(*boxes.shape[:2], *maps.shape[1:])).astype(jnp.float32)
+
     def crops(self, boxes: Float[Array, "b n 4"]) -> Float[Array, "b n e"]:
         """The frozen tower's global embeddings of letterboxed crops at its native size: CLIPSelf's teacher."""
         crops = self.cut(boxes)
@@ -110,7 +119,11 @@ class StepViews:
     def cut(self, boxes: Float[Array, "b n 4"]) -> UInt8[Array, "b n side side 3"]:
         """Letterboxed crops at the tower's native size."""
         crops = crop_and_resize(self.images.astype(jnp.float32), boxes, self.towers.spec.image_size)
-        return jnp.clip(jnp.round(crops), 0, 255).astype(jnp.uint8)
+        return _whole_numbers(crops)
+
+
+def _whole_numbers(pixels: Float[Array, "*n 3"]) -> UInt8[Array, "*n 3"]:
+    return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
 
 
 def teacher_params(frozen: Params) -> Params:
