@@ -2,7 +2,9 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -49,16 +51,26 @@ def adaptation_task(
     """What `config` asks to train, on the frozen `model`; `refiner` is the same model with an earlier adapter."""
     _check_scale(config.scale, model.spec.vision)
     towers, params = model.new_adapter(adapter, config.seed)
-    fusion, terms = read_section(FusionSettings, config.teacher, "teacher"), read_terms(config.objectives)
-    teachers = Teachers((refiner or model).towers, fusion)
-    used = {getattr(term, "teacher", FUSION) for term in terms.values()}
-    for name in {*used, fusion.readout} - {FUSION}:
+    terms = read_terms(config.objectives)
+    teachers = Teachers((refiner or model).towers, read_section(FusionSettings, config.teacher, "teacher"))
+    asked = {term.teacher for term in terms.values() if hasattr(term, "teacher")}
+    for name in {*asked, *((teachers.fusion.readout,) if FUSION in asked else ())} - {FUSION}:
         teachers.check(name)
-    frozen = {"vision": model.params["vision"], **({REFINER: refiner.params["adapter"]} if refiner else {})}
-    frozen |= {NOUNS: embed_phrases(model.encode_text, term.nouns) for term in terms.values() if hasattr(term, "nouns")}
-    fused = any(getattr(term, "teacher", None) == FUSION for term in terms.values())
-    stream, batches = _batches(config, teachers, frozen, fused and config.cache_teacher, workdir, model)
+    frozen = _frozen(model, refiner, terms)
+    cached = FUSION in asked and config.cache_teacher
+    stream, batches = _batches(config, teachers, frozen, cached, workdir, model)
     return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
+
+
+def _frozen(model: SpatialClip, refiner: SpatialClip | None, terms: Mapping[str, Any]) -> Params:
+    """What the step may ask and does not train; see train/views.py."""
+    frozen = {"vision": model.params["vision"]}
+    if refiner:
+        frozen[REFINER] = refiner.params["adapter"]
+    for term in terms.values():
+        if hasattr(term, "nouns"):
+            frozen[NOUNS] = jax.numpy.asarray(embed_phrases(model.encode_text, term.nouns))
+    return frozen
 
 
 def source_of(data: ConfigDict) -> Source:

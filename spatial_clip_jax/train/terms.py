@@ -115,9 +115,9 @@ class Refinement:
 
 @dataclass(frozen=True)
 class RegionText:
-    """RegionCLIP: regions against nouns, which the frozen tower itself gives to their crops (objectives/region_text.py).
+    """RegionCLIP: regions against nouns that the frozen tower itself gives to them (objectives/region_text.py).
 
-    nouns: phrases; a crop's label is the one that its global embedding is likest to, as in RegionCLIP's own pretraining.
+    nouns: phrases; a crop's label is the one likest to its global embedding, as in RegionCLIP's own pretraining.
     """
 
     nouns: tuple[str, ...]

@@ -54,7 +54,8 @@ class StepViews:
     """One batch as the terms of the loss see it.
 
     params: the student's adapter, the only thing that is differentiated. frozen: {"vision"}, and where there are,
-    "refiner" and "average", and "nouns", the embeddings of phrases. `images` are uint8, mirrored or not; `fused` their fused maps where they came along.
+    "refiner" and "average", and "nouns", the embeddings of phrases. `images` are uint8, mirrored or not; `fused` their
+    fused maps where they came along.
     """
 
     def __init__(
