@@ -20,7 +20,10 @@ PRESENT = (2, 3, 5)
 SCALE = 5.0
 
 
-@partial(jax.jit, static_argnames="classes")
+FAST = {"xla_backend_optimization_level": 0}  # compiles faster
+
+
+@partial(jax.jit, static_argnames="classes", compiler_options=FAST)
 def loss_and_gradients(maps, boxes, valid, labels, text, key, scale, classes):
     def loss(maps, text, scale):
         return region_text(maps, boxes, valid, labels, text, key, classes=classes, logit_scale=scale)
