@@ -1,0 +1,25 @@
+"""R-SC-CLIPSelf (arXiv 2504.02328): CLIPSelf, and the correlations of a Refiner's map kept within regions.
+
+    python -m launch.train --config=configs/adapt/r_sc_clipself.py --workdir=runs/r_sc_clipself
+
+A first stage trains the Refiner (`configs/adapt/base.py`), in the reading of the paper that `objectives/refinement.py`
+names, for its code is not public. One third of the steps are the Refiner's.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.adapt.base import adapter, read_arg, two_stages
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arg`: see configs/adapt/base.py."""
+    asked = read_arg(arg)
+    cells = 4 if asked.name == "tiny" else 20
+    correlation = dict(weight=0.3, teacher="refiner", temperature=0.2, regions="random", max_boxes=4, roi_size=7)
+    return two_stages(
+        asked,
+        adapter=adapter(asked, "value"),
+        objectives=dict(
+            region_alignment=dict(weight=1.0, boxes="grid", max_boxes=cells), spatial_correlation=correlation
+        ),
+    )
