@@ -15,6 +15,7 @@ from spatial_clip_jax.models.checks import (
 from spatial_clip_jax.models.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, RESIZES, Patches, Triple
 from spatial_clip_jax.models.resnet_spec import ResNetSpec
 
+MAX_RING = 256  # patches; a wider one is a damaged file
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh", "relu")
 PROJECTIONS = ("linear", "affine", "none")
 # What a field of names may say; `check_choices` refuses others.
@@ -234,16 +235,30 @@ class ClipSpec:
 class AdapterSpec:
     """The spatial adapter: variant, number of blocks, read-out of the last block (a name in READOUTS).
 
-    "copy" trains copies of the tower's last `blocks` blocks; "residual" adds `blocks` new ones behind it.
+    "copy" trains copies of the tower's last `blocks` blocks; "residual" adds `blocks` new ones behind it; "lora" trains
+    updates of the last `blocks` blocks' linear layers, lora_alpha / rank times a product of rank `rank`. Both are of
+    "lora" alone, and stay as they are by default beside another.
+    ring: width, in patches, of the blank ring (zeros among normalised pixels) around the picture that the dense map
+    is read from; its tokens are dropped (UniRefiner, arXiv 2605.19622). 0 for none.
     """
 
     variant: str
     blocks: int
     readout: str = "plain"
+    rank: int = 8
+    lora_alpha: float = 16.0
+    ring: int = 0
 
     def __post_init__(self) -> None:
-        if self.variant not in ("copy", "residual"):
-            raise ValueError(f"variant must be 'copy' or 'residual', got {self.variant!r}.")
+        check_choices(self, {"variant": ("copy", "residual", "lora")})
         check_whole(self, "blocks", high=MAX_LAYERS)
         if not isinstance(self.readout, str):
             raise ValueError(f"readout must be a read-out's name, got {self.readout!r}.")
+        check_whole(self, "rank")
+        check_whole(self, "ring", low=0, high=MAX_RING)
+        if not is_finite(self.lora_alpha) or self.lora_alpha <= 0:
+            raise ValueError(f"lora_alpha must be a positive number, got {self.lora_alpha!r}.")
+        if self.variant != "lora" and (self.rank, self.lora_alpha) != (AdapterSpec.rank, AdapterSpec.lora_alpha):
+            raise ValueError(
+                f"rank and lora_alpha are of the variant 'lora', which {self.variant!r} is not: leave them."
+            )

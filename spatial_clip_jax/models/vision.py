@@ -131,7 +131,10 @@ class VisionTower(nnx.Module):
 
         `norm` (the tower's post-norm, or an adapter's own), then the pool's value path, then the projection.
         """
-        tokens = tokens if norm is None else norm(tokens)
+        return self.project(tokens if norm is None else norm(tokens))
+
+    def project(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t e"]:
+        """What `to_text_space` does behind the norm: the pool's value path, then the projection."""
         return self._projected(tokens if self.pool is None else self.pool.each(tokens))
 
     def patches(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b n d"]:

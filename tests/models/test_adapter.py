@@ -101,5 +101,7 @@ def test_impossible_adapters_are_refused(clip: Clip):
         make(clip, "copy", 4)
     with pytest.raises(ValueError, match="'gem'.*Valid names: plain"):
         make(clip, "residual", readout="gem")
-    with pytest.raises(ValueError, match="Only a 'copy' adapter can be merged"):
+    with pytest.raises(ValueError, match="4 blocks to update, but the tower has 3"):
+        make(clip, "lora", 4)
+    with pytest.raises(ValueError, match="Only a 'copy' or 'lora' adapter can be merged"):
         merge(clip.vision, make(clip, "residual"), 0.5)

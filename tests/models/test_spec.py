@@ -81,7 +81,12 @@ def test_grid_takes_whole_patches_only():
             "position_resize must be 'huggingface' or .*'timm'",
         ),
         (lambda: AdapterSpec("copy", 0), "blocks must be a whole number from 1 to 200, got 0"),
-        (lambda: AdapterSpec("lora", 2), "'copy' or 'residual', got 'lora'"),
+        (lambda: AdapterSpec("prompt", 2), "variant must be 'copy' or 'residual' or 'lora', got 'prompt'"),
+        (lambda: AdapterSpec("lora", 2, rank=0), "rank must be a whole number from 1 to .*, got 0"),
+        (lambda: AdapterSpec("lora", 2, lora_alpha=0.0), "lora_alpha must be a positive number, got 0.0"),
+        (lambda: AdapterSpec("lora", 2, lora_alpha=float("nan")), "lora_alpha must be a positive number, got nan"),
+        (lambda: AdapterSpec("copy", 2, rank=4), "rank and lora_alpha are of the variant 'lora', not of 'copy'"),
+        (lambda: AdapterSpec("copy", 2, ring=-1), "ring must be a whole number from 0 to 256, got -1"),
     ],
 )
 def test_impossible_geometry_is_refused(build, complaint: str):
