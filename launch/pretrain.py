@@ -60,7 +60,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         batches=batches,
     )
     result = train(config, task, workdir, _evaluation(definition, spec, tokenizer, config.validation_pictures))
-    params = to_host(result.state.params)["clip"]
+    params = to_host(result.params)["clip"]
     if is_main():
         file = workdir / "tokenizer.json"
         tokenizer.save(str(file))

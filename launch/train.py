@@ -43,7 +43,7 @@ def adapt(config: ConfigDict, model: SpatialClip, workdir: Path) -> tuple[Spatia
     refiner = adapt(stage, model, workdir / "refiner")[0] if stage else None
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
     result = train(config, adaptation_task(config, model, adapter, refiner, workdir), workdir)
-    return model.with_adapter(adapter, to_host(result.state.params)), result
+    return model.with_adapter(adapter, to_host(result.params)), result
 
 
 def finish(config: ConfigDict, adapted: SpatialClip, training: Training, result: TrainResult, workdir: Path) -> None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from spatial_clip_jax.train import distributed, sharding
 from spatial_clip_jax.train.checkpoint import Checkpoints
 from spatial_clip_jax.train.metrics import Recorder, check_finite
-from spatial_clip_jax.train.optimizer import make_optimizer
+from spatial_clip_jax.train.optimizer import kept_average, make_optimizer
 from spatial_clip_jax.train.prefetch import Prefetch
 from spatial_clip_jax.train.settings import Settings, read_settings
 from spatial_clip_jax.train.state import TrainState, new_state
@@ -40,6 +40,11 @@ class TrainResult:
 
     state: TrainState
     summary: dict[str, float | int]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What the run trained: the parameters' average if one is kept, else the parameters."""
+        return _trained(self.state)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ def train(
       config: see `settings.Settings` for the fields used; others are left to other readers.
       task: what to train.
       workdir: the run's folder; gets config.json, checkpoints/, metrics.jsonl and events/.
-      evaluate: `(step, params) -> dict of numbers`, every `config.evaluate_every` steps and at the end.
+      evaluate: `(step, params) -> dict of numbers`, every `config.evaluate_every` steps and at the end; it
+        gets the parameters' average where one is kept.
 
     Raises:
       ValueError: on a config that does not fit, or a workdir of another run.
@@ -104,7 +110,7 @@ def _loop(
     with distributed.StopSignal() as stop, prefetch as batches:
         while True:
             if evaluate and _due(step, settings.evaluate_every, settings) and not recorder.evaluated(step):
-                recorder.evaluation(step, evaluate(step, state.params))
+                recorder.evaluation(step, evaluate(step, _trained(state)))
             if step == settings.steps:
                 return state
             batch, waited = batches.next(metrics)
@@ -119,6 +125,11 @@ def _loop(
                 checkpoints.save(state, batches.get_state(), run.config)
             if received:
                 _leave(step, received, checkpoints)
+
+
+def _trained(state: TrainState) -> dict[str, Any]:
+    average = kept_average(state.opt_state)
+    return state.params if average is None else average
 
 
 def _due(step: int, every: int, settings: Settings) -> bool:

@@ -21,6 +21,9 @@ class OptimizerSettings:
       b1, b2, eps: Adam's.
       clip_norm: largest global norm of the gradient; 0 for none.
       multipliers: ordered (path regex, factor) pairs for the rate; the first that matches a leaf counts.
+      layer_decay: factor of the rate from block to block, the last one's being 1: block i has it to the power of
+        last - i; what stands in no block (a path without "blocks/<i>/") keeps its rate. It multiplies `multipliers`.
+      average: decay of the parameters' exponential average, which is what the run ends with; 0 for none.
     """
 
     learning_rate: float
@@ -33,6 +36,8 @@ class OptimizerSettings:
     eps: float = 1e-8
     clip_norm: float = 0.0
     multipliers: tuple[Any, ...] | list[Any] = ()
+    layer_decay: float = 1.0
+    average: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def _check_positive(settings: Settings) -> None:
             raise ValueError(f"config.{name} is {value}; it must be at least 1.")
     if not 0 <= settings.seed < 2**32:
         raise ValueError(f"config.seed is {settings.seed}; it must be between 0 and {2**32 - 1}.")
-    rate = settings.optimizer.learning_rate
-    if not 0 < rate < math.inf:
+    optimizer = settings.optimizer
+    if not 0 < optimizer.learning_rate < math.inf:
+        rate = optimizer.learning_rate
         raise ValueError(f"config.optimizer.learning_rate is {rate}; it must be a positive number.")

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from spatial_clip_jax.train.optimizer import kept_average
 from spatial_clip_jax.train.sharding import replicated
 from spatial_clip_jax.train.state import TrainState
 from spatial_clip_jax.train.task import LossFn, Tree
@@ -20,6 +21,8 @@ def make_train_step(
 
     Only `params` are differentiated, so there is no backward pass of what the frozen part alone computes. The
     new state leaves with the shardings the old one came with, so the second call does not compile again.
+    Where the optimizer keeps an average of the parameters, `loss_fn` finds it, as it was before the step, among the
+    frozen ones as "average".
     `metrics` holds fp32 scalars: `loss`, `gradient_norm` and the parts that `loss_fn` named.
     """
     # A state's step is replicated whatever the rules say, and so are the metrics.
@@ -28,7 +31,9 @@ def make_train_step(
     def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, parts), grads = gradient(state.params, frozen, batch, key)
+        average = kept_average(state.opt_state)
+        seen = frozen if average is None else frozen | {"average": average}
+        (loss, parts), grads = gradient(state.params, seen, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**parts, "loss": loss, "gradient_norm": optax.tree.norm(grads)}

@@ -14,6 +14,7 @@ import pytest
 
 from spatial_clip_jax.train import TrainResult, train
 from spatial_clip_jax.train.checkpoint import Checkpoints
+from spatial_clip_jax.train.optimizer import kept_average
 from tests.train.toy import init, toy_config, toy_task
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,22 @@ def test_killed_and_resumed_equals_straight_bit_by_bit(straight: tuple[TrainResu
         np.testing.assert_array_equal(ours, theirs, err_msg=f"killed at batch {kill_at}")
     assert [row["step"] for row in lines(tmp_path)] == sorted({row["step"] for row in lines(tmp_path)})
     assert lines(tmp_path)[-1]["step"] == 20
+
+
+def test_the_average_is_what_a_run_ends_with_and_is_saved_and_sharded(tmp_path: Path) -> None:
+    config = toy_config(steps=6, optimizer={"average": 0.5})
+    evaluated: list = []
+    result = train(config, toy_task(), tmp_path, lambda _, params: evaluated.append(params) or {})
+    average = kept_average(result.state.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, result.params, average)
+    jax.tree.map(np.testing.assert_array_equal, evaluated[-1], average)
+    assert np.abs(average["fc1"]["kernel"] - result.state.params["fc1"]["kernel"]).max() > 1e-4
+    for name in ("fc1", "fc2"):
+        assert average[name]["kernel"].sharding.spec == result.state.params[name]["kernel"].sharding.spec
+    assert average["fc1"]["kernel"].sharding.spec == jax.P("fsdp", None)
+    again = train(config, toy_task(), tmp_path)  # has nothing left to do but to read its checkpoint
+    jax.tree.map(np.testing.assert_array_equal, again.params, average)
+    assert leaves(again)[1:] and all(map(np.array_equal, leaves(again), leaves(result)))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

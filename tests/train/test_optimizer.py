@@ -1,11 +1,13 @@
 """Optimizers against the formulas, by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from spatial_clip_jax.train.optimizer import make_optimizer, make_schedule
+from spatial_clip_jax.models.params import flatten_params, unflatten_params
+from spatial_clip_jax.train.optimizer import kept_average, make_optimizer, make_schedule
 from spatial_clip_jax.train.settings import OptimizerSettings
 
 PARAMS = {
@@ -88,11 +90,42 @@ def test_muon_orthogonalises_kernels_alone() -> None:
     np.testing.assert_allclose(muon["fc"]["bias"], adamw["fc"]["bias"], rtol=1e-6)
 
 
+def test_layer_decay_falls_from_the_last_block_beside_multipliers() -> None:
+    names = {f"blocks/{i}/kernel": 0.5 ** (11 - i) for i in range(12)}  # eleven is beyond two: numbers, not letters
+    names |= {"text/blocks/0/kernel": 0.5, "text/blocks/1/kernel": 1.0, "post_norm/scale": 1.0}
+    params = unflatten_params({name: jnp.zeros(2) for name in names})
+    optimizer = make_optimizer(constant(layer_decay=0.5, multipliers=[("blocks/10", 0.25)]), 10)
+    grads = unflatten_params({name: jnp.ones(2) for name in names})
+    updates = flatten_params(optimizer.update(grads, optimizer.init(params), params)[0])
+    for name, factor in {**names, "blocks/10/kernel": 0.5 * 0.25}.items():
+        np.testing.assert_allclose(updates[name], -0.1 * factor, rtol=1e-5, err_msg=name)
+    with pytest.raises(ValueError, match="layer_decay must be 1 where no parameter's path says blocks/0/"):
+        update(constant(layer_decay=0.5), ones())
+
+
+def test_the_average_is_the_recursion_from_the_initial_parameters() -> None:
+    optimizer = make_optimizer(constant(average=0.75, weight_decay=0.5, multipliers=[("fc/bias", 0.5)]), 10)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    assert kept_average(make_optimizer(constant(), 10).init(PARAMS)) is None
+    jax.tree.map(np.testing.assert_array_equal, kept_average(state), PARAMS)
+    expected = jax.tree.map(np.float64, PARAMS)
+    for step in range(5):
+        updates, state = optimizer.update(ones(1.0 - step), state, params)
+        params = optax.apply_updates(params, updates)
+        expected = jax.tree.map(lambda kept, new: 0.75 * kept + 0.25 * np.float64(new), expected, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), kept_average(state), expected)
+    assert np.abs(expected["fc"]["kernel"] - params["fc"]["kernel"]).min() > 0.01
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"name": "sgd"}, r"'sgd'; the valid ones are \['adamw', 'muon'\]"),
         ({"schedule": "step"}, "'step'; the valid ones are"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0; it must be above 0 and at most 1"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
+        ({"average": 1.0}, "average is 1.0; it must be at least 0 and below 1"),
+        ({"average": -0.1}, "average is -0.1"),
         ({"warmup_steps": 10}, r"warmup_steps is 10; it must be in \[0, steps\) with steps=10"),
     ],
 )

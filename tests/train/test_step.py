@@ -37,9 +37,9 @@ def arrays() -> tuple[dict, dict, dict]:
     return {"head": jax.random.normal(keys[-3], (WIDTH, 1))}, {"trunk": layers}, batch
 
 
-def build(loss: object, params: dict) -> tuple[StepFn, TrainState]:
+def build(loss: object, params: dict, **changes: object) -> tuple[StepFn, TrainState]:
     mesh = make_mesh({})
-    optimizer = make_optimizer(OptimizerSettings(learning_rate=1e-2, schedule="constant"), 10)
+    optimizer = make_optimizer(OptimizerSettings(learning_rate=1e-2, schedule="constant", **changes), 10)
     state = new_state(params, optimizer)
     shardings = state_shardings(state, match_rules({"params": params}, [(".*", "replicate")], mesh)["params"], mesh)
     return make_train_step(loss, optimizer, shardings, seed=1), jax.device_put(state, shardings, may_alias=False)
@@ -76,6 +76,24 @@ def test_one_compilation_and_a_new_key_each_step() -> None:
     expected = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(1), index))) for index in range(3)]
     np.testing.assert_array_equal(noise, np.float32(expected))
     assert set(metrics) == {"loss", "gradient_norm", "noise"}
+
+
+def test_the_loss_sees_the_average_as_it_was_before_the_step() -> None:
+    def told(params: dict, frozen: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        assert ("average" in frozen) == on
+        return loss_fn(params, frozen, batch, key)[0], {"seen": frozen["average"]["head"].sum() if on else 0.0}
+
+    params, frozen, batch = arrays()
+    for on in (False, True):
+        step, state = build(told, params, average=0.5 * on)
+        heads, seen = [], []
+        for _ in range(3):
+            heads.append(float(state.params["head"].sum()))
+            state, metrics = step(state, frozen, batch)
+            seen.append(float(metrics["seen"]))
+    second = (heads[0] + heads[1]) / 2
+    np.testing.assert_allclose(seen, [heads[0], second, (second + heads[2]) / 2], rtol=1e-4)
+    assert abs(heads[2] - heads[0]) > 0.01
 
 
 def test_gradient_norm_and_update_are_the_heads_alone() -> None:
