@@ -25,12 +25,13 @@ from spatial_clip_jax.evaluate.prompts import embed_phrases
 from spatial_clip_jax.fusion import encoders
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers
 from spatial_clip_jax.fusion.settings import FusionSettings, average_maps
-from spatial_clip_jax.models.adapter import SpatialAdapter, merge
+from spatial_clip_jax.models.adapter import SpatialAdapter, materialised, merge
 from spatial_clip_jax.models.clip import similarity_scale, vision_tower
 from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.models.params import Params, abstract_params, init_module, join_params, split_params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, is_finite
 from spatial_clip_jax.models.text import TextTower
+from spatial_clip_jax.models.vision import VisionTower
 from spatial_clip_jax.tasks.classify import classify
 from spatial_clip_jax.tasks.ground import ground
 from spatial_clip_jax.tasks.heatmap import GENERIC_PHRASES, similarity
@@ -246,21 +247,25 @@ class SpatialClip:
         """
         adapter = None
         if self.adapter_spec:
-            adapter = SavedAdapter(self.adapter_spec, self.params["adapter"], asdict(self.settings))
+            adapter = SavedAdapter(*materialised(*self._modules()), asdict(self.settings))
         self._save(folder, self.clip_params, self._card(), adapter)
 
     def save_merged(self, folder: str | Path, alpha: float) -> None:
         """A plain Hugging Face folder whose tower is alpha * adapter + (1 - alpha) * original in its last blocks.
 
         For detectors and segmenters that take a CLIP and nothing beside it; classification changes with the weights.
-        ValueError without a "copy" adapter, or for an `alpha` outside [0, 1].
+        ValueError without a "copy" or "lora" adapter, or for an `alpha` outside [0, 1].
         """
         if self.adapter_spec is None:
             raise ValueError("there is no adapter to merge: load(..., adapter=FOLDER)")
-        tower = join_params(self.towers.vision, self.params["vision"])
-        vision = merge(tower, join_params(self.towers.adapter, self.params["adapter"]), alpha)
+        vision = merge(*self._modules(), alpha)
         card = replace(self._card(), adapter=None, merged=alpha)
         self._save(folder, {**self.clip_params, "vision": vision}, card)
+
+    def _modules(self) -> tuple[VisionTower, SpatialAdapter]:
+        """The tower and the adapter beside it."""
+        tower = join_params(self.towers.vision, self.params["vision"])
+        return tower, join_params(self.towers.adapter, self.params["adapter"])
 
     def _save(self, folder: str | Path, params: Params, card: Card, adapter: SavedAdapter | None = None) -> None:
         save_clip(folder, self.spec, params, self.tokenizer_json, adapter=adapter, card=card, form=self.form)

@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -337,6 +338,24 @@ def test_a_merged_tower_is_a_plain_clip(model, adapted, picture, tmp_path, alpha
         np.testing.assert_array_equal(merged.encode_image(picture), model.encode_image(picture))
 
 
+def test_a_low_rank_adapter_with_a_ring_is_saved_as_the_copy_that_equals_it(model, picture, tmp_path):
+    spec = AdapterSpec("lora", 6, "maskclip", rank=2, lora_alpha=4.0, ring=1)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: np.asarray(x) + rng.normal(scale=0.1, size=x.shape).astype(np.float32), model.new_adapter(spec, 0)[1]
+    )
+    low = model.with_adapter(spec, params)
+    low.save_pretrained(tmp_path / "out")
+    description = json.loads((tmp_path / "out" / "adapter.json").read_text())["adapter"]
+    assert description == {"variant": "copy", "blocks": 6, "readout": "maskclip", "ring": 1}
+    again = scj.load(tmp_path / "out", adapter=tmp_path / "out")
+    np.testing.assert_allclose(again.dense(picture), low.dense(picture), atol=1e-6)
+    trees = (again.params["adapter"], model.params["vision"])
+    written, original = (tree["blocks"]["5"]["attention"]["v"] for tree in trees)
+    assert np.abs(written["kernel"] - original["kernel"]).max() > 0.01
+    np.testing.assert_array_equal(written["bias"], original["bias"])
+
+
 @pytest.mark.parametrize("alpha", [-0.1, 1.01, float("nan"), "1", None, True])
 def test_a_share_is_from_0_to_1(unchecked, adapted, tmp_path, alpha):
     with pytest.raises(ValueError, match="alpha is the adapter's share, from 0 to 1"):
@@ -348,6 +367,6 @@ def test_what_cannot_be_merged_is_said(model, tmp_path):
     with pytest.raises(ValueError, match="no adapter to merge"):
         model.save_merged(tmp_path / "out", 0.5)
     spec = AdapterSpec("residual", 1)
-    with pytest.raises(ValueError, match="Only a 'copy' adapter can be merged: a residual one adds blocks"):
+    with pytest.raises(ValueError, match="Only a 'copy' or 'lora' adapter can be merged: a residual one adds blocks"):
         model.with_adapter(spec, model.new_adapter(spec, seed=0)[1]).save_merged(tmp_path / "out", 0.5)
     assert not (tmp_path / "out").exists()

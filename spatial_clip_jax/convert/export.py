@@ -31,6 +31,7 @@ TORCH_TWIN = Path(__file__).with_name("torch_twin.py")
 SETTINGS_FILE = "settings.json"
 # What an adapter adds to a CLIP's folder. It fits the CLIP it was trained beside alone, so it never outlives that one.
 ADAPTER_FILES = ("adapter.json", "adapter.safetensors", SETTINGS_FILE)
+OF_LORA = ("rank", "lora_alpha")  # which no written adapter is
 TWIN_FILE = "modeling_spatial_clip.py"
 # The classes of transformers that have a twin there.
 TWINS = (
@@ -41,7 +42,7 @@ TWINS = (
 
 @dataclasses.dataclass(frozen=True)
 class SavedAdapter:
-    """A trained adapter, and the tasks' settings chosen for it, if there are any."""
+    """A trained adapter, "copy" or "residual", and the tasks' settings chosen for it, if there are any."""
 
     spec: AdapterSpec
     params: Params
@@ -123,7 +124,7 @@ def save_weights(file: str | Path, params: Params, naming: tables.Naming) -> Non
 
 
 def save_adapter(folder: str | Path, adapter_spec: AdapterSpec, adapter_params: Params, clip_spec: ClipSpec) -> None:
-    """Write the adapter beside a CLIP folder's files."""
+    """Write the adapter, "copy" or "residual", beside a CLIP folder's files."""
     with _staged(folder, HUGGING_FACE_CONFIG, ADAPTER_FILES) as staging:
         _write_adapter(staging, SavedAdapter(adapter_spec, adapter_params), clip_spec)
 
@@ -172,8 +173,11 @@ def _folder(destination: str | Path) -> Path:
 
 
 def _write_adapter(folder: Path, adapter: SavedAdapter, clip_spec: ClipSpec) -> None:
+    if adapter.spec.variant == "lora":
+        raise ValueError("a 'lora' adapter is written as a 'copy' one: give what models.adapter.materialised returns.")
+    fields = dataclasses.asdict(adapter.spec)
     description = {
-        "adapter": dataclasses.asdict(adapter.spec),
+        "adapter": {name: value for name, value in fields.items() if name not in OF_LORA},
         "vision": dataclasses.asdict(clip_spec.vision),
         "embed_dim": clip_spec.embed_dim,
     }

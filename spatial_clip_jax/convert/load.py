@@ -87,6 +87,8 @@ def read_adapter(folder: str | Path, clip: ClipSpec | None = None) -> tuple[Adap
     with naming(file):
         made_for = VisionSpec(**{name: triple(value) for name, value in config["vision"].items()})
         spec, embed_dim = AdapterSpec(**config["adapter"]), config["embed_dim"]
+        if spec.variant == "lora":
+            raise ValueError("no file holds a 'lora' adapter: it is saved as the 'copy' one that equals it.")
         if clip is not None and (clip.vision, clip.embed_dim) != (made_for, embed_dim):
             raise ValueError(
                 f"The adapter was made for {made_for} and embed_dim {embed_dim!r}, "

@@ -33,11 +33,14 @@ Layer = Any  # an encoder layer of CLIP or SigLIP; only its weights are used, si
 
 
 class SpatialAdapter(nn.Module):
-    """The adapter's weights: K encoder layers and, for the copy variant, a post-norm of its own."""
+    """The adapter's weights: K encoder layers and, for the copy variant, a post-norm of its own.
 
-    def __init__(self, variant: str, blocks: int, readout: str, vision: Any):
+    ring: width in patches of the blank ring around the picture that the adapter's map is read from.
+    """
+
+    def __init__(self, variant: str, blocks: int, readout: str, vision: Any, ring: int = 0):
         super().__init__()
-        self.variant, self.readout = variant, readout
+        self.variant, self.readout, self.ring = variant, readout, ring
         layer, norm = type(vision.encoder.layers[0]), vision.post_layernorm
         self.layers = nn.ModuleList(layer(vision.config) for _ in range(blocks))
         if variant == "copy":
@@ -131,6 +134,9 @@ class DenseFeatures:
     def read(self, pixel_values: Tensor, readout: str) -> Tensor:
         """`get_dense_features` without its checks, so that sizes may be unknown, as in an exported graph."""
         layers, added, norm, last = self.branch(readout)
+        ring = self.spatial_adapter.ring if readout == ADAPTER else 0
+        if ring:
+            pixel_values = functional.pad(pixel_values, [ring * self.vision.embeddings.patch_size] * 4)
         tokens, grid = self.embed(pixel_values)
         for layer in layers[:-1]:
             tokens = plain(layer, tokens, grid)
@@ -138,7 +144,8 @@ class DenseFeatures:
         for layer in added:
             tokens = plain(layer, tokens, grid)
         patches = self.to_text_space(norm(tokens)[:, self.prefix :])
-        return functional.normalize(patches.float(), dim=-1).unflatten(1, grid)
+        dense = functional.normalize(patches.float(), dim=-1).unflatten(1, grid)
+        return dense[:, ring : grid[0] - ring, ring : grid[1] - ring] if ring else dense
 
     @property
     def vision(self) -> Any:

@@ -20,7 +20,7 @@ from spatial_clip_jax.convert.export import save_adapter, save_clip, save_native
 from spatial_clip_jax.convert.families.open_clip import OPEN_CLIP_TABLE
 from spatial_clip_jax.convert.load import load_clip, read_adapter, read_checkpoint
 from spatial_clip_jax.convert.shards import planned
-from spatial_clip_jax.models.adapter import SpatialAdapter
+from spatial_clip_jax.models.adapter import SpatialAdapter, materialised
 from spatial_clip_jax.models.params import init_module, split_params
 from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.models.vision import preprocess
@@ -144,9 +144,21 @@ def test_adapter_of_another_tower_is_refused(hf_folder: Path, tmp_path: Path):
         read_adapter(tmp_path)
 
 
+def test_low_rank_adapters_are_written_as_copies_alone(hf_folder: Path, tmp_path: Path):
+    clip, spec = load_clip(hf_folder), AdapterSpec("lora", 1)
+    adapter = init_module(lambda rngs: SpatialAdapter(spec, clip.vision, rngs=rngs), 0)
+    with pytest.raises(ValueError, match="'lora' adapter is written as a 'copy' one: give what .*materialised returns"):
+        save_adapter(tmp_path / "out", spec, split_params(adapter)[1], clip.spec)
+    assert not (tmp_path / "out").exists()
+    save_adapter(tmp_path / "out", *materialised(clip.vision, adapter), clip.spec)
+    assert read_adapter(tmp_path / "out", clip.spec)[0] == AdapterSpec("copy", 1)
+
+
 @pytest.mark.parametrize(
     "edit",
     [
+        lambda c: c | {"adapter": c["adapter"] | {"variant": "lora"}},
+        lambda c: c | {"adapter": c["adapter"] | {"ring": -1}},
         lambda c: c | {"vision": c["vision"] | {"rope": True}},
         lambda c: c | {"vision": {k: v for k, v in c["vision"].items() if k != "width"}},
         lambda c: c | {"vision": None},

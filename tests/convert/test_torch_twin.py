@@ -107,6 +107,17 @@ def test_twin_gives_the_adapters_dense_map(tmp_path, clip, outputs, variant, blo
         assert np.abs(found - dense_map(clip.vision, output, readout)).max() > 0.01
 
 
+def test_twin_reads_the_picture_within_the_adapters_ring(tmp_path, clip, outputs):
+    adapter = export(tmp_path, AdapterSpec("copy", 1, "naclip", ring=2), clip)
+    padded = np.pad(random_pixels((32, 32)), ((0, 0), (16, 16), (16, 16), (0, 0)))
+    twin, output = loaded(tmp_path), jax.jit(clip.vision)(jnp.asarray(padded))
+    found, without = features(twin, (32, 32)), outputs[32, 32]
+    np.testing.assert_allclose(found, adapter(clip.vision, output)[:, 2:-2, 2:-2], atol=1e-5)
+    assert np.abs(found - adapter(clip.vision, without)).max() > 0.01
+    expected = dense_map(clip.vision, without, "value")
+    np.testing.assert_allclose(features(twin, (32, 32), "value"), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("readout", READOUTS)
 def test_read_outs_need_no_adapter(tmp_path, clip, outputs, readout):
     save_clip(tmp_path, clip.spec, split_params(clip)[1], None)
