@@ -12,14 +12,17 @@ import jax
 from jaxtyping import Array, Float, Int, UInt8
 
 from spatial_clip_jax.fusion.core import Trunk, unit_length
+from spatial_clip_jax.fusion.ring import pad_ring, split_ring
 from spatial_clip_jax.fusion.settings import FusionSettings, fused_map
+from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.params import Params, join_params
 from spatial_clip_jax.models.readout import dense_map, readouts_of
 from spatial_clip_jax.models.resnet import ResNetTower
 from spatial_clip_jax.models.spec import AnyVisionSpec, ResNetSpec
-from spatial_clip_jax.models.vision import VisionOutput, VisionTower, preprocess
+from spatial_clip_jax.models.vision import VisionTower, preprocess
 
 Images = UInt8[Array, "b H W 3"]
+Pixels = Float[Array, "b H W 3"]
 Maps = Float[Array, "b h w e"]
 ADAPTER = "adapter"
 
@@ -45,18 +48,25 @@ class Towers:
                 hint = ": this tower is a ResNet, whose attention pool alone is read, and which no adapter fits"
             raise ValueError(f"unknown read-out {readout!r}; valid: {', '.join(self.readouts)}{hint}")
 
-    def reader(self, vision: VisionTower | ResNetTower, params: Params, readout: str) -> Callable[[VisionOutput], Maps]:
-        """How a pass of the tower is read as a dense map; ValueError for an unknown read-out."""
+    def reader(self, vision: VisionTower | ResNetTower, params: Params, readout: str) -> Callable[[Pixels], Maps]:
+        """How normalised pixels are read as a dense map, one pass; ValueError for an unknown read-out."""
         self.check(readout)
-        if readout == ADAPTER:
-            return functools.partial(join_params(self.adapter, params["adapter"]), vision)
-        return functools.partial(dense_map, vision, readout=readout)
+        if readout != ADAPTER:
+            return lambda pixels: dense_map(vision, vision(pixels), readout)
+        return functools.partial(_adapted, vision, join_params(self.adapter, params["adapter"]))
 
 
-def read_pixels(towers: Towers, params: Params, pixels: Float[Array, "b H W 3"], readout: str) -> Maps:
+def _adapted(vision: Any, adapter: SpatialAdapter, pixels: Pixels) -> Maps:
+    """The adapter's map of pictures in a ring of blank patches, where it has one, without the ring's tokens."""
+    ring = adapter.spec.ring
+    surrounded = pad_ring(pixels, ring * vision.spec.patch_size, "zeros")
+    return split_ring(adapter(vision, vision(surrounded)), ring)[0]
+
+
+def read_pixels(towers: Towers, params: Params, pixels: Pixels, readout: str) -> Maps:
     """Dense map of normalised pixels, one pass; differentiable in `params`."""
     vision = join_params(towers.vision, params["vision"])
-    return towers.reader(vision, params, readout)(vision(pixels))
+    return towers.reader(vision, params, readout)(pixels)
 
 
 @functools.partial(jax.jit, static_argnames=("towers",))
@@ -77,7 +87,7 @@ def fused_maps(towers: Towers, params: Params, images: Images, settings: FusionS
     """Dense maps fused from the whole view and overlapping windows; unit length."""
     vision = join_params(towers.vision, params["vision"])
     read = towers.reader(vision, params, settings.readout)
-    trunk = Trunk(lambda pixels: unit_length(vision(pixels).embedding), lambda pixels: read(vision(pixels)))
+    trunk = Trunk(lambda pixels: unit_length(vision(pixels).embedding), read)
     return fused_map(trunk, images, towers.spec, settings)
 
 

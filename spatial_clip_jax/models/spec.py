@@ -259,6 +259,4 @@ class AdapterSpec:
         if not is_finite(self.lora_alpha) or self.lora_alpha <= 0:
             raise ValueError(f"lora_alpha must be a positive number, got {self.lora_alpha!r}.")
         if self.variant != "lora" and (self.rank, self.lora_alpha) != (AdapterSpec.rank, AdapterSpec.lora_alpha):
-            raise ValueError(
-                f"rank and lora_alpha are of the variant 'lora', which {self.variant!r} is not: leave them."
-            )
+            raise ValueError(f"rank and lora_alpha are of the variant 'lora', not of {self.variant!r}: leave them out.")

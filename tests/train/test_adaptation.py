@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from spatial_clip_jax.fusion.encoders import Towers, dense_maps
+from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, dense_maps, read_pixels
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.adapter import SpatialAdapter
-from spatial_clip_jax.models.params import init_module, split_params
+from spatial_clip_jax.models.params import flatten_params, init_module, join_params, split_params
 from spatial_clip_jax.models.spec import AdapterSpec, VisionSpec
 from spatial_clip_jax.models.vision import VisionTower
 from spatial_clip_jax.train.adaptation import _mirrored, adaptation_loss
+from spatial_clip_jax.train.optimizer import make_optimizer
+from spatial_clip_jax.train.settings import OptimizerSettings
+from spatial_clip_jax.train.sharding import make_mesh, match_rules, state_shardings
+from spatial_clip_jax.train.state import new_state
+from spatial_clip_jax.train.step import make_train_step
 from spatial_clip_jax.train.terms import read_terms
 from spatial_clip_jax.train.views import StepViews, Teachers
 
@@ -88,6 +93,32 @@ def test_every_adapter_leaf_has_a_gradient(setting):
     loss = adaptation_loss(towers, Teachers(towers, FUSION), read_terms(ConfigDict(TERMS)), True)
     gradient = jax.jit(jax.grad(lambda p: loss(p, frozen, batch, jax.random.key(0))[0]))(params)
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_steps_of_low_rank_within_a_ring_move_the_factors_alone(setting):
+    towers, _, frozen, batch = setting
+    tower = join_params(towers.vision, frozen["vision"])
+    spec = AdapterSpec("lora", 2, rank=2, ring=1)
+    adapter = init_module(lambda rngs: SpatialAdapter(spec, tower, rngs=rngs), 1)
+    definition, start = split_params(adapter)
+    kept = jax.tree.map(np.array, (frozen, start))
+    optimizer = make_optimizer(OptimizerSettings(1e-2, schedule="constant", layer_decay=0.5, average=0.5), 10)
+    state, mesh = new_state(start, optimizer), make_mesh({})
+    places = match_rules({"params": start}, [(".*", "replicate")], mesh)["params"]
+    with_lora = Towers(SPEC, towers.vision, definition)
+
+    def loss(params, frozen, batch, key):
+        maps = read_pixels(with_lora, {**frozen, "adapter": params}, batch["image"].astype(jnp.float32) / 255, ADAPTER)
+        return jnp.mean(maps * batch["teacher"]), {}
+
+    step = make_train_step(loss, optimizer, state_shardings(state, places, mesh), 0)
+    for _ in range(3):
+        state, _ = step(state, frozen, batch)
+    jax.tree.map(np.testing.assert_array_equal, frozen, kept[0])
+    moved = flatten_params(jax.tree.map(lambda now, then: float(np.abs(now - then).max()), state.params, kept[1]))
+    assert len(moved) == 2 * 2 * 6 and {path[-2:] for path in moved} == {"/a", "/b"}
+    # The last block's queries and keys too, since its read-out is plain; every factor b moved first, then every a.
+    assert min(moved.values()) > 1e-3
 
 
 def test_mirrored_pictures_keep_their_maps():
