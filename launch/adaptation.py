@@ -1,5 +1,7 @@
 """From a config to what is trained: the pictures, the teachers, the terms of the loss, and the stage before."""
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -25,6 +27,7 @@ from spatial_clip_jax.train.task import Batches, Task
 from spatial_clip_jax.train.teacher import CachedTeacher, fingerprint
 from spatial_clip_jax.train.terms import read_terms
 from spatial_clip_jax.train.views import FUSION, NOUNS, REFINER, Teachers, named_fusion, teacher_params
+from spatial_clip_jax.train.workdir import resolve
 
 logger = logging.getLogger(__name__)
 # What a stage before has of its own; the rest it shares with the stage it serves.
@@ -46,9 +49,12 @@ def earlier_stage(config: ConfigDict) -> ConfigDict | None:
 
 
 def adaptation_task(
-    config: ConfigDict, model: SpatialClip, adapter: AdapterSpec, refiner: SpatialClip | None, workdir: Path
+    config: ConfigDict, model: SpatialClip, adapter: AdapterSpec, refiner: SpatialClip | None, maps: Path
 ) -> Task:
-    """What `config` asks to train, on the frozen `model`; `refiner` is the same model with an earlier adapter."""
+    """What `config` asks to train, on the frozen `model`; `refiner` is the same model with an earlier adapter.
+
+    The teacher's maps are kept in the folder `maps`.
+    """
     _check_scale(config.scale, model.spec.vision)
     towers, params = model.new_adapter(adapter, config.seed)
     terms = read_terms(config.objectives)
@@ -58,7 +64,7 @@ def adaptation_task(
         teachers.check(name)
     frozen = _frozen(model, refiner, terms)
     cached = FUSION in asked and config.cache_teacher
-    stream, batches = _batches(config, teachers, frozen, cached, workdir, model)
+    stream, batches = _batches(config, teachers, frozen, cached, maps, model)
     return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
 
 
@@ -71,6 +77,18 @@ def _frozen(model: SpatialClip, refiner: SpatialClip | None, terms: Mapping[str,
         if hasattr(term, "nouns"):
             frozen[NOUNS] = jax.numpy.asarray(embed_phrases(model.encode_text, term.nouns))
     return frozen
+
+
+def maps_folder(config: ConfigDict, workdir: Path, shared: Path | None) -> Path:
+    """Where the teacher's maps are kept: in a folder of what they depend on below `shared`, or in the run's own.
+
+    What lies there is checked against pictures and weights as well. A refiner is the run's own, and so are its maps.
+    """
+    if shared is None or config.refiner:
+        return workdir / "teacher"
+    settings = resolve(config)
+    text = json.dumps([settings.get(name) for name in ("model", "data", "scale", "teacher")], sort_keys=True)
+    return shared / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def source_of(data: ConfigDict) -> Source:
@@ -90,7 +108,7 @@ def _check_scale(scale: float, vision: AnyVisionSpec) -> None:
 
 
 def _batches(
-    config: ConfigDict, teachers: Teachers, frozen: Params, cached: bool, workdir: Path, model: SpatialClip
+    config: ConfigDict, teachers: Teachers, frozen: Params, cached: bool, maps: Path, model: SpatialClip
 ) -> tuple[PictureStream, Batches]:
     source, vision = source_of(config.data), model.spec.vision
     side = round(config.scale * vision.image_size)
@@ -106,7 +124,7 @@ def _batches(
     if not cached:
         return stream, stream
     tokens = side // vision.patch_size
-    folder, params, fusion = workdir / "teacher" / str(jax.process_index()), teacher_params(frozen), teachers.fusion
+    folder, params, fusion = maps / str(jax.process_index()), teacher_params(frozen), teachers.fusion
 
     def teacher(images: jax.Array) -> jax.Array:
         return fused_maps(teachers.towers, params, images, named_fusion(fusion))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,18 @@ from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.evaluate.readings import Row
 from spatial_clip_jax.evaluate.runner import Benchmark, environment, run_benchmark, write_metrics
 from spatial_clip_jax.evaluate.table import format_table
+from spatial_clip_jax.fusion.encoders import ADAPTER
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.readout import READOUTS
 
 logger = logging.getLogger(__name__)
+FUSION, ADAPTER_FUSION = "fusion", "adapter+fusion"
 PICTURES = 24  # the report chooses its examples among these
 
 
-def row_names(adapter: bool) -> list[str]:
-    """`plain`, the training-free read-outs, `fusion`, and where there is an adapter `adapter` and `adapter+fusion`."""
-    return [*READOUTS, "fusion", *(("adapter", "adapter+fusion") if adapter else ())]
+def row_names(adapter: bool, teachers: Iterable[str] = (FUSION,)) -> list[str]:
+    """`plain`, the training-free read-outs, the teachers, and where there is an adapter `adapter` and its fusion."""
+    return [*READOUTS, *teachers, *((ADAPTER, ADAPTER_FUSION) if adapter else ())]
 
 
 def check_section(section: ConfigDict, names: list[str]) -> None:
@@ -39,14 +41,17 @@ def check_section(section: ConfigDict, names: list[str]) -> None:
     check_world(section.world)
 
 
-def benchmark(section: ConfigDict, adapted: SpatialClip, fusion: FusionSettings, world: Path) -> Benchmark:
+def benchmark(
+    section: ConfigDict, adapted: SpatialClip, teachers: Mapping[str, FusionSettings], world: Path
+) -> Benchmark:
     """Measures every row (or those `section.rows` names) on `test`, with settings chosen on `validation`.
 
     Input sizes are chosen among `section.scales`, those of the fused rows among `section.teacher_scales`; empty, they
     are what suits the world, for the fused rows, which cost more, its largest alone.
+    teachers: ways to fuse the frozen tower's views, a row each; "adapter+fusion" fuses as the one named "fusion".
     """
     suited = world_scales(section.world)
-    rows = _rows(adapted, fusion, tuple(section.scales) or suited, tuple(section.teacher_scales) or suited[-1:])
+    rows = _rows(adapted, teachers, tuple(section.scales) or suited, tuple(section.teacher_scales) or suited[-1:])
     return run_benchmark(
         [row for name, row in rows.items() if not section.rows or name in section.rows],
         load_annotated(world, "validation", section.validation),
@@ -60,14 +65,20 @@ def benchmark(section: ConfigDict, adapted: SpatialClip, fusion: FusionSettings,
 
 
 def _rows(
-    adapted: SpatialClip, fusion: FusionSettings, scales: tuple[float, ...], teacher_scales: tuple[float, ...]
+    adapted: SpatialClip,
+    teachers: Mapping[str, FusionSettings],
+    scales: tuple[float, ...],
+    teacher_scales: tuple[float, ...],
 ) -> dict[str, Row]:
     original = adapted.without_adapter()
     rows = [Row(name, _one_pass(original, name), original.encode_image, scales) for name in original.towers.readouts]
-    rows.append(Row("fusion", _fused(original, fusion), original.encode_image, teacher_scales))
+    embed = original.encode_image
+    rows += [Row(name, _fused(original, fusion), embed, teacher_scales) for name, fusion in teachers.items()]
     if adapted.adapter_spec:
-        rows.append(Row("adapter", _one_pass(adapted, "adapter"), adapted.encode_image, scales))
-        rows.append(Row("adapter+fusion", _multi_scale(adapted, fusion), adapted.encode_image, teacher_scales))
+        rows.append(Row(ADAPTER, _one_pass(adapted, ADAPTER), adapted.encode_image, scales))
+        if FUSION in teachers:
+            fused = _fused(adapted, dataclasses.replace(teachers[FUSION], readout=ADAPTER))
+            rows.append(Row(ADAPTER_FUSION, fused, adapted.encode_image, teacher_scales))
     return {row.name: row for row in rows}
 
 
@@ -87,8 +98,3 @@ def _one_pass(model: SpatialClip, readout: str) -> Callable[[np.ndarray, float],
 
 def _fused(model: SpatialClip, fusion: FusionSettings) -> Callable[[np.ndarray, float], Any]:
     return lambda images, scale: model.dense(images, scales=(scale,), fusion=fusion)
-
-
-def _multi_scale(model: SpatialClip, fusion: FusionSettings) -> Callable[[np.ndarray, float], Any]:
-    settings = dataclasses.replace(fusion, readout="adapter")
-    return lambda images, scale: model.dense(images, scales=(scale,), fusion=settings)

@@ -9,12 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from launch.reporting import GLOBAL
 from spatial_clip_jax.evaluate.benchmark import DENSE_METRICS, table_metrics
-
-Rows = dict[str, dict[str, list[float]]]
+from spatial_clip_jax.evaluate.comparison import AVERAGE, Rows, averaged
+from spatial_clip_jax.evaluate.table import format_spreads
 
 
 def main(folders: list[str]) -> None:
@@ -22,9 +20,16 @@ def main(folders: list[str]) -> None:
     if not folders:
         sys.exit("usage: python -m launch.table WORKDIR [WORKDIR ...]")
     try:
-        print(table(collect([Path(folder) for folder in folders])))
+        rows = collect([Path(folder) for folder in folders])
+        print(format_spreads(rows, columns(rows)))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+
+
+def columns(rows: Rows) -> tuple[str, ...]:
+    """The dense metrics, their average, and the others that these rows have."""
+    others = [metric for metric in table_metrics(rows.values()) if metric not in DENSE_METRICS]
+    return (*DENSE_METRICS, AVERAGE, *others)
 
 
 def collect(folders: list[Path]) -> Rows:
@@ -32,9 +37,7 @@ def collect(folders: list[Path]) -> Rows:
     rows: Rows = {}
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         for row, scores in _scores(folder / "metrics.json").items():
-            if set(DENSE_METRICS) <= set(scores):
-                scores = {**scores, "average": float(np.mean([scores[metric] for metric in DENSE_METRICS]))}
-            for metric, value in scores.items():
+            for metric, value in averaged(scores).items():
                 rows.setdefault(row, {}).setdefault(metric, []).append(value)
     return rows
 
@@ -46,22 +49,6 @@ def _scores(path: Path) -> dict[str, dict[str, float]]:
         return {GLOBAL: dict(content["protocol"]["baseline"]), **content["benchmark"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} was not written by launch.train or launch.evaluate ({error!r})") from error
-
-
-def table(rows: Rows) -> str:
-    """Markdown; the spread is shown where runs differ."""
-    others = [metric for metric in table_metrics(rows.values()) if metric not in DENSE_METRICS]
-    columns = (*DENSE_METRICS, "average", *others)
-    lines = [["row", *columns], ["---", *["---:"] * len(columns)]]
-    lines += [[row, *(_cell(scores.get(column, [])) for column in columns)] for row, scores in rows.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(values: list[float]) -> str:
-    if not values:
-        return "-"
-    spread = (max(values) - min(values)) / 2
-    return f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if spread else "")
 
 
 if __name__ == "__main__":

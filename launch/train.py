@@ -10,55 +10,74 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from launch import cli
-from launch.adaptation import adaptation_task, earlier_stage, source_of
-from launch.benchmark import benchmark, check_section, row_names, write_results
+from launch.adaptation import adaptation_task, earlier_stage, maps_folder, source_of
+from launch.benchmark import FUSION, benchmark, check_section, row_names, write_results
 from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.convert.card import Training
 from spatial_clip_jax.data.scenes.load import prepare
+from spatial_clip_jax.evaluate.runner import Benchmark
+from spatial_clip_jax.fusion.encoders import ADAPTER
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.train.distributed import initialize, is_main, to_host
-from spatial_clip_jax.train.loop import TrainResult, train
+from spatial_clip_jax.train.loop import train
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.workdir import resolve
 
 logger = logging.getLogger(__name__)
+Summary = dict[str, float | int]
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Trains, exports, measures, reports."""
+    if config.measure:
+        check_section(config.benchmark, row_names(adapter=True))  # its faults come before any work
+    adapted, summary = adapt(config, workdir)
+    if is_main():
+        finish(config, adapted, summary, workdir)
+
+
+def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tuple[SpatialClip, Summary]:
+    """Trains in `workdir`, or goes on there: the CLIP with its adapter, and the summary of the run.
+
+    The stage before it, if the config has one, comes first, in the workdir's folder "refiner". The teacher's maps are
+    kept in the workdir, or below `teachers`, which runs may share.
+    """
     read_settings(config)  # its faults come before any work
     initialize(config.distributed)
-    if config.measure:
-        check_section(config.benchmark, row_names(adapter=True))
-    adapted, result = adapt(config, load(config.model), workdir)
-    if is_main():
-        finish(config, adapted, _training(config), result, workdir)
+    return _adapted(config, load(config.model), workdir, teachers)
 
 
-def adapt(config: ConfigDict, model: SpatialClip, workdir: Path) -> tuple[SpatialClip, TrainResult]:
-    """The model with the adapter that `config` asks for, trained in `workdir`; the stage before it first, if any."""
+def _adapted(
+    config: ConfigDict, model: SpatialClip, workdir: Path, teachers: Path | None
+) -> tuple[SpatialClip, Summary]:
     stage = earlier_stage(config)
-    refiner = adapt(stage, model, workdir / "refiner")[0] if stage else None
+    refiner = _adapted(stage, model, workdir / "refiner", teachers)[0] if stage else None
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
-    result = train(config, adaptation_task(config, model, adapter, refiner, workdir), workdir)
-    return model.with_adapter(adapter, to_host(result.params)), result
+    task = adaptation_task(config, model, adapter, refiner, maps_folder(config, workdir, teachers))
+    result = train(config, task, workdir)
+    return model.with_adapter(adapter, to_host(result.params), training=_training(config)), result.summary
 
 
-def finish(config: ConfigDict, adapted: SpatialClip, training: Training, result: TrainResult, workdir: Path) -> None:
-    """Export, benchmark and report of a trained adapter; the export gets the settings chosen on validation."""
-    adapted.training = training
+def finish(config: ConfigDict, adapted: SpatialClip, summary: Summary, workdir: Path) -> None:
+    """Export, benchmark and report of a trained adapter."""
     adapted.save_pretrained(workdir / "export")
     if config.measure:
         fusion = read_section(FusionSettings, config.benchmark.fusion, "benchmark.fusion")
         world = prepare(config.benchmark.world, Path(config.data.dir))
-        measured = benchmark(config.benchmark, adapted, fusion, world)
-        adapted.settings = measured.settings.get("adapter", adapted.settings)
-        adapted.training = replace(training, benchmark=measured.scores)
-        write_results(workdir, adapted, measured, result.summary, world)
-        adapted.save_pretrained(workdir / "export")
+        measured = benchmark(config.benchmark, adapted, {FUSION: fusion}, world)
+        export_measured(adapted, measured, workdir)
+        write_results(workdir, adapted, measured, summary, world)
     logger.info("written: %s", workdir)
+
+
+def export_measured(adapted: SpatialClip, measured: Benchmark, workdir: Path) -> None:
+    """Exports anew with the scores, and with the settings chosen on validation, which `adapted` takes over."""
+    adapted.settings = measured.settings.get(ADAPTER, adapted.settings)
+    if adapted.training:
+        adapted.training = replace(adapted.training, benchmark=measured.scores)
+    adapted.save_pretrained(workdir / "export")
 
 
 # What a card says of the settings: what shaped the weights, and no path of this machine.

@@ -1,8 +1,9 @@
-"""The benchmark as a table."""
+"""The benchmark as a table, of one run or of several."""
 
 from collections.abc import Mapping, Sequence
 
 from spatial_clip_jax.evaluate.benchmark import table_metrics
+from spatial_clip_jax.evaluate.comparison import Rows, mean_spread
 
 
 def format_table(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = ()) -> str:
@@ -17,6 +18,24 @@ def format_table(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[st
         lines.append([row, *(_cell(values.get(metric), row in best[metric]) for metric in metrics)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def format_spreads(rows: Rows, columns: Sequence[str], marked: Mapping[str, set[str]] | None = None) -> str:
+    """Markdown over several runs, see `spread_cell`; of each column the rows in `marked` are bold."""
+    lines = [["row", *columns], ["---", *["---:"] * len(columns)]]
+    for row, values in rows.items():
+        cells = [(spread_cell(values.get(column, [])), row in (marked or {}).get(column, ())) for column in columns]
+        lines.append([row, *(f"**{text}**" if best else text for text, best in cells)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread_cell(values: Sequence[float]) -> str:
+    """Mean, and half the range where runs differ; a dash for none. Three decimals, of large numbers fewer."""
+    if not values:
+        return "-"
+    mean, spread = mean_spread(values)
+    decimals = 3 if abs(mean) < 10 else 1 if abs(mean) < 1000 else 0
+    return f"{mean:.{decimals}f}" + (f" ± {spread:.{decimals}f}" if spread else "")
 
 
 def _cell(value: float | None, best: bool) -> str:

@@ -52,13 +52,18 @@ class Report:
 def build_report(path: Path, report: Report) -> None:
     """Writes the report as one self-contained HTML file, whole or not at all; all texts are escaped."""
     sections = (
-        _section("Benchmark", _scores(report.scores)),
-        _section("Where things are", "\n".join(_example(example) for example in report.examples)),
-        _section("Training", figures(report.curves)),
-        _section("Settings chosen on validation", _settings(report.settings)),
+        section("Benchmark", _scores(report.scores)),
+        section("Where things are", "\n".join(_example(example) for example in report.examples)),
+        section("Training", figures(report.curves)),
+        section("Settings chosen on validation", _settings(report.settings)),
     )
-    title = escape(report.title)
-    page = f"""<!DOCTYPE html>
+    write_whole(path, page(report.title, report.summary, report.facts, sections).encode())
+
+
+def page(title: str, summary: str, facts: Mapping[str, Any], sections: Sequence[str]) -> str:
+    """A whole page of finished sections; the other texts are escaped."""
+    title = escape(title)
+    return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -70,18 +75,18 @@ def build_report(path: Path, report: Report) -> None:
 <main>
 <header>
 <h1>{title}</h1>
-<p>{escape(report.summary)}</p>
-{_facts(report.facts)}
+<p>{escape(summary)}</p>
+{_facts(facts)}
 </header>
 {"".join(sections)}
 </main>
 </body>
 </html>
 """
-    write_whole(path, page.encode())
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A titled section of finished HTML, or nothing where there is none."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n" if body else ""
 
 
@@ -99,7 +104,7 @@ def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:
     best = best_rows(scores, shown)
     rows = [(row, [_score(values.get(m), row in best[m]) for m in shown]) for row, values in scores.items()]
     note = '<p class="note">Fractions; the best of each column is bold.</p>'
-    return _table(shown, rows) + note if rows else ""
+    return table(shown, rows) + note if rows else ""
 
 
 def _score(value: float | None, best: bool) -> str:
@@ -111,10 +116,10 @@ def _settings(settings: Mapping[str, Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
     cells = {row: [_text(values.get(name, "-")) for name in names] for row, values in settings.items()}
     rows = [(row, [f"<td>{cell}</td>" for cell in of_row]) for row, of_row in cells.items()]
-    return _table(names, rows) if rows else ""
+    return table(names, rows) if rows else ""
 
 
-def _table(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def table(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
     """Rows of finished <td> cells, each under its name; wide tables scroll sideways on a phone."""
     head = "".join(f'<th scope="col">{_text(name.replace("_", " "))}</th>' for name in columns)
     body = "\n".join(f'<tr><th scope="row">{_text(name)}</th>{"".join(cells)}</tr>' for name, cells in rows)
@@ -165,4 +170,10 @@ figure { margin: 0; }
 img { width: 100%; height: auto; display: block; border-radius: 4px; }
 svg { width: 100%; height: auto; display: block; color: var(--mark); border: 1px solid var(--line); }
 .axis { display: flex; justify-content: space-between; }
+.plot text { font-size: 11px; fill: var(--ink); }
+.plot .rule { stroke: var(--line); }
+.plot .spread, .plot .line { stroke: currentColor; stroke-width: 2; fill: none; }
+.plot .line { stroke-width: 1; }
+.plot .dot { fill: currentColor; }
+.plot .ring { fill: var(--paper); stroke: currentColor; stroke-width: 1.5; }
 """

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from launch.table import collect, main, table
+from launch.table import collect, columns, main
 from spatial_clip_jax.evaluate.benchmark import METRICS
+from spatial_clip_jax.evaluate.table import format_spreads
 
 
 def write(folder, value):
@@ -22,7 +23,7 @@ def test_mean_and_spread(tmp_path):
     write(tmp_path / "b", 0.75)
     rows = collect([tmp_path / "a", tmp_path / "b"])
     assert rows["adapter"]["average"] == [0.25, 0.75]
-    lines = table(rows).splitlines()
+    lines = format_spreads(rows, columns(rows)).splitlines()
     assert "0.500 ± 0.250" in lines[-1] and lines[2].startswith("| global embedding | - |")
 
 

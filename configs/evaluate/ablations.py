@@ -1,0 +1,58 @@
+"""One recipe varied along named axes, one setting at a time.
+
+    python -m launch.evaluate --config=configs/evaluate/ablations.py --workdir=runs/ablations
+
+As configs/evaluate/recipes.py, with the same budget; the differences between two rows of one seed are only as good as
+that seed: --config.seeds='(0, 1, 2)' says how good.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.evaluate import recipes
+
+BASE = recipes.DEFAULT
+HALVES, NATIVE = (0.5, 0.5), (1.0, 0.5)
+
+
+def _without(term: str) -> tuple[str, dict[str, Any]]:
+    return f"without {term.replace('_', ' ')}", {f"objectives.{term}": 0.0}
+
+
+AXES = (
+    ("blocks", tuple((str(n), {"adapter.blocks": n}) for n in (1, 2, 3, 4))),
+    (
+        "pictures in percent",
+        (
+            ("10", {"data.split": "unlabeled[:10%]"}),
+            ("30", {"data.split": "unlabeled[:30%]"}),
+            ("100", {"data.split": "unlabeled"}),
+        ),
+    ),
+    (
+        "teacher windows",
+        (
+            ("half size", {"teacher.windows": (HALVES,)}),
+            ("native size", {"teacher.windows": (NATIVE,)}),
+            ("both", {"teacher.windows": (HALVES, NATIVE)}),
+        ),
+    ),
+    (
+        "terms",
+        (
+            ("all", {}),
+            *map(_without, ("fusion_distillation", "region_alignment", "spatial_correlation")),
+            ("without flips", {"objectives.flip": False}),
+        ),
+    ),
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arg`: steps=N, batch_size=N, world=quickstart|full|mini, the budget of every run."""
+    config = recipes.get_config(arg)
+    config.recipes, config.seeds, config.axes = (BASE,), (0,), AXES
+    config.benchmark.rows = ("plain", "maskclip", "fusion")
+    config.claims, config.generalise = ConfigDict(dict(default="")), ()
+    return config

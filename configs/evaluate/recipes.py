@@ -1,0 +1,56 @@
+"""Every recipe side by side with the read-outs that need no training and the frozen teachers.
+
+    python -m launch.evaluate --config=configs/evaluate/recipes.py --workdir=runs/recipes
+
+Trains every recipe for every seed with one budget. The same command goes on where it was stopped. A short trial:
+--config=configs/evaluate/recipes.py:steps=20,world=mini --config.seeds='(0,)'
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from configs.common import parse_arg
+
+# Names of configs/adapt, or modules elsewhere; what follows a colon is the recipe's own config argument.
+DEFAULT = "configs.quickstart"
+PUBLISHED = ("configs.quickstart:variant=residual",)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arg`: steps=N, batch_size=N, world=quickstart|full|mini, the budget of every recipe."""
+    budget = parse_arg(arg, steps=600, batch_size=16, world="quickstart")
+    main = quickstart.get_config(f"world={budget['world']}")
+    sliding = dict(main.teacher.to_dict(), rule="overlap_add", windows=((1.0, 0.5),))
+    return ConfigDict(
+        dict(
+            recipes=(DEFAULT, *PUBLISHED),
+            seeds=(0, 1, 2),
+            budget=budget,
+            model=main.model,
+            data=dict(dir=main.data.dir),
+            # Further settings of all recipes, ((config path, value), ...).
+            shared=(),
+            # Variations of the first recipe: ((axis, ((label, {config path: value}), ...)), ...).
+            axes=(),
+            # Frozen teachers, a row each: `fusion` is quickstart's, `sliding` windows of the native size, overlapping.
+            teachers=dict(fusion=main.teacher.to_dict(), sliding=sliding),
+            # As in quickstart; `rows` are those that need no training, () for all.
+            benchmark=main.benchmark.to_dict(),
+            # One pass is timed on random pictures of `scale` times the native size, in turns with the plain tower's.
+            inference=dict(scale=2.0, batch_sizes=(1, 32), repetitions=15),
+            # What is said of `default` and checked, see evaluate/comparison.py.
+            claims=dict(
+                default=DEFAULT,
+                read_outs=("value", "maskclip", "sclip", "clearclip", "naclip"),
+                recipes=PUBLISHED,
+                teacher="sliding",
+                read_out_points=0.0,
+                recipe_points=0.0,
+                teacher_points=0.0,
+                ratio=1.1,
+            ),
+            # Recipes that are also measured, not trained, on a second world.
+            generalise=(),
+            second_world="full",
+        )
+    )

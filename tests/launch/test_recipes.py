@@ -1,0 +1,189 @@
+"""The command that trains recipes side by side, shrunk: what it writes, and that nothing is done twice."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs.evaluate import recipes as shipped
+from launch.evaluate import main
+from launch.measured import kept, read_kept
+from launch.progress import Job, work_through
+from launch.variations import overridden, read_variations
+from spatial_clip_jax.evaluate.benchmark import METRICS
+
+COPY, RESIDUAL, BROKEN = (f"configs.quickstart:variant={variant}" for variant in ("copy", "residual", "copi"))
+
+
+def small(data: Path, **changes: object) -> ConfigDict:
+    config = shipped.get_config("steps=2,batch_size=4,world=mini")
+    config.update(
+        recipes=(COPY, RESIDUAL, BROKEN),
+        seeds=(0, 1),
+        data=dict(dir=str(data)),
+        shared=(
+            ("scale", 1.0),
+            ("teacher.windows", ((0.5, 0.5),)),
+            ("adapter.blocks", 1),
+            ("optimizer.warmup_steps", 1),
+            ("objectives.region_alignment", 0.0),
+        ),
+        teachers=dict(sliding=dict(windows=((0.5, 0.5),))),
+        benchmark=dict(rows=("plain", "maskclip", "sliding"), validation=4, test=4, singles=4, teacher_scales=(1.0,)),
+        inference=dict(scale=1.0, batch_sizes=(1, 2), repetitions=1),
+        claims=dict(default=COPY, read_outs=("maskclip",), recipes=(RESIDUAL,)),
+        generalise=(COPY,),
+        second_world="mini",
+        **changes,
+    )
+    return config.lock()
+
+
+class Interrupt(logging.Handler):
+    """Ctrl-C at the first line that names a job."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__()
+        self.job = job
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.job in record.getMessage():
+            raise KeyboardInterrupt
+
+
+def kept_files(workdir: Path) -> dict[Path, int]:
+    found = (path for name in ("measured*.json", "trained.json", "adapter.safetensors") for path in workdir.rglob(name))
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A comparison that was interrupted before its last run, and gone on with."""
+    data, workdir = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("recipes")
+    logger, interrupt = logging.getLogger("launch.progress"), Interrupt(f"{RESIDUAL}, seed 1")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(small(data), workdir)
+    logger.removeHandler(interrupt)
+    before = kept_files(workdir)
+    assert {path.parent.parent.name for path in before} >= {COPY, RESIDUAL} and not (workdir / "recipes.json").exists()
+    with pytest.raises(ValueError, match=f"2 failed.*{BROKEN}, seed 0; {BROKEN}, seed 1$"):
+        main(small(data), workdir)
+    after = kept_files(workdir)
+    assert before.items() <= after.items() and workdir / "runs" / RESIDUAL / "1" / "measured.json" in after
+    assert workdir / "runs" / RESIDUAL / "1" / "measured.json" not in before
+    return workdir
+
+
+def test_what_is_written(finished):
+    content = json.loads((finished / "recipes.json").read_text())
+    rows = content["rows"]
+    assert list(rows) == ["global embedding", "plain", "maskclip", "sliding", COPY, RESIDUAL]
+    for row in (COPY, RESIDUAL):
+        assert [run["seed"] for run in rows[row]["runs"]] == [0, 1] and rows[row]["trained"]
+        assert {*METRICS, "average", "training_seconds", "inference_ratio_b1"} <= set(rows[row]["mean"])
+        assert rows[row]["mean"]["zero_shot_top1"] == rows["plain"]["mean"]["zero_shot_top1"]
+        pointing = [run["scores"]["pointing"] for run in rows[row]["runs"]]
+        assert rows[row]["mean"]["pointing"] == pytest.approx(sum(pointing) / 2)
+    assert rows["plain"]["runs"][0]["settings"]["scale"] and "training_seconds" not in rows["plain"]["mean"]
+    assert content["settings"]["budget"]["steps"] == 2 and content["environment"]["jax"]
+    assert set(content["failed"]) == {f"{BROKEN}, seed 0", f"{BROKEN}, seed 1"}
+    assert [claim["holds"] for claim in content["claims"] if "zero_shot" in claim["text"]] == [True]
+
+
+def test_the_table_and_the_report_say_the_same(finished):
+    text, report = (finished / "recipes.md").read_text(), (finished / "report.html").read_text()
+    rows = json.loads((finished / "recipes.json").read_text())["rows"]
+    for shown in (f"{rows['sliding']['mean']['miou']:.3f}", RESIDUAL, "Claims", f"{BROKEN}, seed 1", "copi"):
+        assert shown in text and shown in report
+    assert report.count('class="plot"') == 7 + 1 + 3 and "<script" not in report and "http" not in report
+
+
+def test_on_the_same_world_all_of_the_gain_is_kept(finished):
+    content = json.loads((finished / "recipes.json").read_text())
+    there = content["second_world"]
+    assert there["rows"]["plain"]["mean"]["average"] == content["rows"]["plain"]["mean"]["average"]
+    assert all(share == pytest.approx(1) for shares in there["kept"][COPY].values() for share in shares)
+    assert set(there["kept"][COPY]) == {"plain", "maskclip"}
+
+
+def test_a_run_is_an_adapter_to_load(finished):
+    import spatial_clip_jax as scj
+
+    model = scj.load("tiny", adapter=finished / "runs" / COPY / "1")
+    measured = json.loads((finished / "runs" / COPY / "1" / "measured.json").read_text())
+    assert model.settings.box_threshold == measured["settings"]["box_threshold"]
+    assert model.training.benchmark["adapter"] == measured["scores"]
+
+
+def test_the_teachers_maps_are_shared(finished):
+    assert len(list((finished / "teachers").iterdir())) == 1
+
+
+def test_what_was_made_of_other_settings_or_is_damaged_is_made_anew(tmp_path):
+    file, made = tmp_path / "row" / "measured.json", []
+
+    def make() -> dict[str, int]:
+        made.append(1)
+        return {"value": len(made)}
+
+    assert kept(file, {"scale": 1.0}, make) and not kept(file, {"scale": 1.0}, make)
+    assert kept(file, {"scale": 2.0}, make) and read_kept(file, {"scale": 1.0}) is None
+    file.write_text('{"of": {"scale"')
+    assert kept(file, {"scale": 2.0}, make) and read_kept(file, {"scale": 2.0})["value"] == 3
+
+
+def test_failures_are_named_and_the_others_go_on(caplog):
+    done = []
+
+    def diverge() -> bool:
+        raise FloatingPointError("diverged at step 3")
+
+    jobs = [Job("run", "a", lambda: not done.append("a")), Job("run", "b", diverge)]
+    jobs.append(Job("run", "c", lambda: bool(done.append("c"))))
+    with caplog.at_level(logging.INFO, "launch.progress"):
+        assert work_through(jobs) == {"b": "diverged at step 3"}
+    assert done == ["a", "c"]
+    assert "[3 of 3] c, less than a minute left" in caplog.text and "c: done before" in caplog.text
+
+
+def test_variations_name_their_rows_and_share_what_is_the_same(tmp_path):
+    axes = (("blocks", (("1", {"adapter.blocks": 1}), ("2", {"adapter.blocks": 2, "scale": 1.0}))),)
+    found = read_variations(small(tmp_path, axes=axes))
+    assert found.axes == {"blocks": {"1": COPY, "2": "blocks: 2"}}
+    assert [config.adapter.blocks for config in found.configs.values()] == [1, 1, 1, 2]
+    assert {config.steps for config in found.configs.values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"adapter.blocs": 1}, "no 'blocs' there; there is blocks"),
+        ({"steps.more": 1}, "no 'more' there; there is no parts"),
+        ({"steps": "many"}, "do not fit.*'steps'"),
+    ],
+)
+def test_overrides_that_fit_nothing_are_named(overrides, says):
+    with pytest.raises(ValueError, match=says):
+        overridden(ConfigDict(dict(steps=1, adapter=dict(blocks=2))), overrides)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(recipes=("recuver",)), "there is no configs/adapt/recuver.py"),
+        (dict(recipes=("configs.quickstart:variants=copy",)), "unknown config argument 'variants'"),
+        (dict(recipes=()), "config.recipes is empty"),
+        (dict(seeds=(0, 0)), "seeds must be different"),
+        (dict(second_world="moon"), "no world 'moon'"),
+    ],
+)
+def test_wrong_settings_end_before_any_work(tmp_path, changes, says):
+    config = small(tmp_path).unlock()
+    config.update(changes)
+    with pytest.raises(ValueError, match=says):
+        main(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
