@@ -2,12 +2,14 @@
 
 import importlib
 import pkgutil
+from pathlib import Path
 
 import jax
 import pytest
 
 import configs
 from configs.common import parse_arg
+from launch.recipes import read_plan
 from spatial_clip_jax.api import TINY, load
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.geometries import named_spec
@@ -31,6 +33,8 @@ def test_config_is_understood(name):
         settings = read_settings(config)
         params = {"layer": {"kernel": jax.ShapeDtypeStruct((4, 4), "float32")}}
         jax.eval_shape(make_optimizer(settings.optimizer, settings.steps).init, params)
+    if "recipes" in config:
+        assert read_plan(config.lock(), Path("nowhere")).jobs()
     for kind, section in ((AdapterSpec, "adapter"), (FusionSettings, "teacher")):
         if config.get(section):
             read_section(kind, config[section], section)
