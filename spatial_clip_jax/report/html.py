@@ -170,6 +170,7 @@ figure { margin: 0; }
 img { width: 100%; height: auto; display: block; border-radius: 4px; }
 svg { width: 100%; height: auto; display: block; color: var(--mark); border: 1px solid var(--line); }
 .axis { display: flex; justify-content: space-between; }
+.plot { max-width: 32rem; }
 .plot text { font-size: 11px; fill: var(--ink); }
 .plot .rule { stroke: var(--line); }
 .plot .spread, .plot .line { stroke: currentColor; stroke-width: 2; fill: none; }
