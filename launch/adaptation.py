@@ -41,11 +41,8 @@ def earlier_stage(config: ConfigDict) -> ConfigDict | None:
     unknown = sorted(set(config.refiner) - {*STAGE, REFINER})
     if unknown:
         raise ValueError(f"config.refiner has unknown fields {unknown}; the valid ones are {sorted(STAGE)}")
-    stage = ConfigDict(config.to_dict())
-    stage.update({"measure": False, REFINER: None})
-    for name, value in config.refiner.items():
-        stage[name] = value  # whole sections: what the later stage says of itself does not shine through
-    return stage
+    # Whole sections: what the later stage says of itself does not shine through.
+    return ConfigDict(config.to_dict() | {"measure": False, REFINER: None} | config.refiner.to_dict())
 
 
 def adaptation_task(
