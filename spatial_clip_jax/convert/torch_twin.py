@@ -345,8 +345,14 @@ def naclip(layer: Layer, hidden: Tensor, grid: Grid) -> Tensor:
     return output(layer, attend(k, k, v, neighbour_bias(grid, k)))
 
 
+def cliptrase(layer: Layer, hidden: Tensor, grid: Grid) -> Tensor:
+    """Sum of query-query, key-key and value-value attention, alone."""
+    q, k, v = heads(layer, hidden)
+    return output(layer, attend(q, q, v) + attend(k, k, v) + attend(v, v, v))
+
+
 LAST_BLOCKS: dict[str, Callable[[Layer, Tensor, Grid], Tensor]] = {
-    function.__name__: function for function in (plain, value, maskclip, sclip, clearclip, naclip)
+    function.__name__: function for function in (plain, value, maskclip, sclip, clearclip, naclip, cliptrase)
 }
 
 

@@ -11,11 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from spatial_clip_jax.models.blocks import Block
+from spatial_clip_jax.models.last_block import last_block
 from spatial_clip_jax.models.layers import LayerNorm
 from spatial_clip_jax.models.lora import low_rank, updated
 from spatial_clip_jax.models.params import Params, join_params, split_params
 from spatial_clip_jax.models.positions import Grid
-from spatial_clip_jax.models.readout import last_block, unit_map
+from spatial_clip_jax.models.readout import unit_map
 from spatial_clip_jax.models.resnet import ResNetTower
 from spatial_clip_jax.models.spec import AdapterSpec, is_finite
 from spatial_clip_jax.models.vision import VisionOutput, VisionTower

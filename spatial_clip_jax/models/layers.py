@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 logger = logging.getLogger(__name__)
+MIN_LENGTH = 1e-12  # keeps the gradient of a zero vector's length finite
 
 
 @functools.cache
@@ -45,18 +46,29 @@ def attention(
     impl: "auto", "xla" or "cudnn", see `resolve_attention`; ValueError for others.
     """
     resolved = resolve_attention(impl, q.dtype.name, mask is None and bias is None, q.shape[-1])
-    mask, bias = (None if x is None else x.reshape(-1, 1, *x.shape[-2:]) for x in (mask, bias))
     if resolved == "cudnn":
+        mask, bias = (None if x is None else x.reshape(-1, 1, *x.shape[-2:]) for x in (mask, bias))
         return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="cudnn")
+    weights = attention_weights(q, k, mask, bias).astype(v.dtype)
+    return jnp.matmul(weights, v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+
+
+def attention_weights(
+    q: Float[Array, "b t h c"],
+    k: Float[Array, "b s h c"],
+    mask: Bool[Array, "*r t s"] | None = None,
+    bias: Float[Array, "t s"] | None = None,
+) -> Float[Array, "b h t s"]:
+    """softmax(q k^T / sqrt(c) + bias) per head, fp32; `mask` as in `attention`."""
+    mask, bias = (None if x is None else x.reshape(-1, 1, *x.shape[-2:]) for x in (mask, bias))
     # Heads lead the matrix products: XLA's CPU backend is several times slower on the interleaved layout.
-    q, v, k = q.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
+    q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
     logits = jnp.matmul(q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
     if bias is not None:
         logits = logits + bias
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.matmul(weights, v).transpose(0, 2, 1, 3)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def activate(x: Float[Array, "*n"], activation: str) -> Float[Array, "*n"]:
@@ -112,6 +124,12 @@ class LayerNorm(nnx.Module):
 def matmul(x: Float[Array, "*n d"], kernel: Float[Array, "d e"]) -> Float[Array, "*n e"]:
     """x kernel over the last axis. Leading axes are merged: XLA's gradient is twice as fast so on a CPU."""
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def unit_vectors(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """Each vector scaled to unit length in fp32; the gradient is finite at the null vector too."""
+    x = x.astype(jnp.float32)
+    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), MIN_LENGTH**2))
 
 
 def normal_param(shape: tuple[int, ...], std: float, *, rngs: nnx.Rngs) -> nnx.Param:

@@ -233,7 +233,7 @@ class ClipSpec:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
-    """The spatial adapter: variant, number of blocks, read-out of the last block (a name in READOUTS).
+    """The spatial adapter: variant, number of blocks, read-out of the last block (a name in LAST_BLOCKS).
 
     "copy" trains copies of the tower's last `blocks` blocks; "residual" adds `blocks` new ones behind it; "lora" trains
     updates of the last `blocks` blocks' linear layers, lora_alpha / rank times a product of rank `rank`. Both are of

@@ -22,16 +22,17 @@ from spatial_clip_jax.convert.export import TWINS, SavedAdapter, save_clip
 from spatial_clip_jax.convert.load import load_clip, read_adapter
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.last_block import LAST_BLOCKS
 from spatial_clip_jax.models.params import abstract_params, init_module, join_params, split_params
 from spatial_clip_jax.models.positions import RESIZES
-from spatial_clip_jax.models.readout import READOUTS, dense_map
+from spatial_clip_jax.models.readout import dense_map
 from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.models.vision import VisionOutput
 from tests.convert import random_models
 from tests.models.random_clip import SIZES, random_ids, random_pixels, to_torch
 
 # Both variants, every read-out, all blocks of the tower, and more new ones than it has.
-CASES = [("copy", 2, name) for name in READOUTS] + [
+CASES = [("copy", 2, name) for name in LAST_BLOCKS] + [
     ("copy", 3, "plain"),
     ("residual", 2, "plain"),
     ("residual", 4, "naclip"),
@@ -118,15 +119,16 @@ def test_twin_reads_the_picture_within_the_adapters_ring(tmp_path, clip, outputs
     np.testing.assert_allclose(features(twin, (32, 32), "value"), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("readout", LAST_BLOCKS)
 def test_read_outs_need_no_adapter(tmp_path, clip, outputs, readout):
     save_clip(tmp_path, clip.spec, split_params(clip)[1], None)
     twin = loaded(tmp_path)
     for size, output in outputs.items():
         np.testing.assert_allclose(features(twin, size, readout), dense_map(clip.vision, output, readout), atol=1e-5)
     np.testing.assert_array_equal(features(twin, (32, 32)), features(twin, (32, 32), "clearclip"))
-    with pytest.raises(ValueError, match="'adapter'. Valid names: clearclip, maskclip"):
-        features(twin, (32, 32), "adapter")
+    for absent in ("adapter", "sc_clip"):
+        with pytest.raises(ValueError, match=f"'{absent}'. Valid names: clearclip, cliptrase, maskclip"):
+            features(twin, (32, 32), absent)
 
 
 @pytest.mark.parametrize("variant", ["copy", "residual"])

@@ -7,6 +7,7 @@ import pytest
 
 from spatial_clip_jax.models.adapter import SpatialAdapter, materialised, merge
 from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.last_block import LAST_BLOCKS
 from spatial_clip_jax.models.params import (
     Params,
     abstract_params,
@@ -16,7 +17,7 @@ from spatial_clip_jax.models.params import (
     split_params,
     unflatten_params,
 )
-from spatial_clip_jax.models.readout import READOUTS, dense_map
+from spatial_clip_jax.models.readout import dense_map
 from spatial_clip_jax.models.spec import AdapterSpec, VisionSpec
 from spatial_clip_jax.models.vision import VisionOutput, VisionTower
 from tests.models.random_clip import random_pixels
@@ -41,7 +42,7 @@ def output(clip: Clip) -> VisionOutput:
 
 
 @pytest.mark.parametrize("variant", ["copy", "residual"])
-@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("readout", LAST_BLOCKS)
 def test_starts_as_the_towers_own_readout(clip: Clip, output: VisionOutput, variant: str, readout: str):
     expected = dense_map(clip.vision, output, readout)
     np.testing.assert_array_equal(make(clip, variant, readout=readout)(clip.vision, output), expected)

@@ -1,4 +1,4 @@
-"""Read-outs against a plain PyTorch version written from the published formulas."""
+"""Read-outs of the last block against a plain PyTorch version written from the published formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.last_block import LAST_BLOCKS, neighbour_bias
 from spatial_clip_jax.models.params import join_params, split_params
-from spatial_clip_jax.models.readout import READOUTS, dense_map, neighbour_bias
+from spatial_clip_jax.models.readout import READOUTS, dense_map
 from tests.models.random_clip import SIZES, random_pixels, to_torch
 
 SIGMA = 5.0
@@ -25,7 +26,7 @@ def neighbour_matrix(rows: int, columns: int) -> Tensor:
     return w
 
 
-def attention_matrix(name: str, q: Tensor, k: Tensor, grid: tuple[int, int]) -> Tensor:
+def attention_matrix(name: str, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
     """A of each method, per head."""
 
     def pair(a: Tensor, b: Tensor) -> Tensor:
@@ -35,6 +36,8 @@ def attention_matrix(name: str, q: Tensor, k: Tensor, grid: tuple[int, int]) -> 
         return torch.eye(q.shape[-2]).expand(*q.shape[:2], -1, -1)
     if name == "sclip":
         return pair(q, q).softmax(-1) + pair(k, k).softmax(-1)
+    if name == "cliptrase":
+        return sum(pair(x, x).softmax(-1) for x in (q, k, v))
     if name == "naclip":
         return (pair(k, k) + neighbour_matrix(*grid)).softmax(-1)
     return (pair(q, q) if name == "clearclip" else pair(q, k)).softmax(-1)
@@ -54,7 +57,7 @@ def reference(model: CLIPModel, pixels: Tensor, name: str) -> np.ndarray:
         for p in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     grid = (pixels.shape[2] // 8, pixels.shape[3] // 8)
-    mixed = (attention_matrix(name, q, k, grid) @ v).permute(0, 2, 1, 3).reshape(b, t, d)
+    mixed = (attention_matrix(name, q, k, v, grid) @ v).permute(0, 2, 1, 3).reshape(b, t, d)
     o = mixed @ attention.out_proj.weight.T + attention.out_proj.bias
     if name in KEEPS_RESIDUAL_AND_MLP:
         o = x + o
@@ -71,20 +74,20 @@ def test_readouts_equal_their_formulas_and_no_other(hf_clip: CLIPModel, clip: Cl
     @jax.jit
     def all_maps(params, pixels):
         tower = join_params(definition, params)
-        return {name: dense_map(tower, tower(pixels), name) for name in READOUTS}
+        return {name: dense_map(tower, tower(pixels), name) for name in LAST_BLOCKS}
 
     maps = all_maps(params, jnp.asarray(pixels))
-    for name in READOUTS:
+    for name in LAST_BLOCKS:
         expected = reference(hf_clip, to_torch(pixels), name)
         assert np.abs(maps[name] - expected).max() <= 1e-5, name
-        others = {other: np.abs(maps[other] - expected).max() for other in READOUTS if other != name}
+        others = {other: np.abs(maps[other] - expected).max() for other in LAST_BLOCKS if other != name}
         assert min(others.values()) > 1e-3, (name, others)
 
 
 def test_table_gives_patches_before_normalisation(clip: Clip):
     output = clip.vision(jnp.asarray(random_pixels((24, 56))))
-    for name, readout in READOUTS.items():
-        patches = readout(clip.vision, output.hidden[-2], output.grid)
+    for name in ("clearclip", "sc_clip"):
+        patches = READOUTS[name](clip.vision, output)
         assert patches.shape == (2, 21, 48)
         units = (patches / jnp.linalg.norm(patches, axis=-1, keepdims=True)).reshape(2, 3, 7, 48)
         np.testing.assert_allclose(units, dense_map(clip.vision, output, name), atol=1e-5)
@@ -111,5 +114,8 @@ def test_gradient_of_a_zero_map_is_finite(clip: Clip):
 
 def test_unknown_name_lists_the_valid_ones(clip: Clip):
     output = clip.vision(jnp.asarray(random_pixels((32, 32))))
-    with pytest.raises(ValueError, match="'vv'.*plain, value, maskclip, sclip, clearclip, naclip"):
+    with pytest.raises(
+        ValueError,
+        match="'vv'.*plain, value, maskclip, sclip, clearclip, naclip, cliptrase, gem, clip_surgery, resclip, sc_clip",
+    ):
         dense_map(clip.vision, output, "vv")
