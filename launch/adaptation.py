@@ -31,7 +31,7 @@ from spatial_clip_jax.train.workdir import resolve
 
 logger = logging.getLogger(__name__)
 # What a stage before has of its own; the rest it shares with the stage it serves.
-STAGE = ("steps", "adapter", "teacher", "cache_teacher", "objectives", "optimizer", "flip", "data")
+STAGE = ("steps", "adapter", "start", "teacher", "cache_teacher", "objectives", "optimizer", "flip", "data")
 
 
 def earlier_stage(config: ConfigDict) -> ConfigDict | None:
@@ -53,7 +53,11 @@ def adaptation_task(
     The teacher's maps are kept in the folder `maps`.
     """
     _check_scale(config.scale, model.spec.vision)
+    if config.start not in ("tower", REFINER):
+        raise ValueError(f"config.start must be 'tower' or 'refiner', got {config.start!r}")
     towers, params = model.new_adapter(adapter, config.seed)
+    if config.start == REFINER:
+        params = _started(adapter, refiner)
     terms = read_terms(config.objectives)
     teachers = Teachers((refiner or model).towers, read_section(FusionSettings, config.teacher, "teacher"))
     asked = {term.teacher for term in terms.values() if hasattr(term, "teacher")}
@@ -63,6 +67,16 @@ def adaptation_task(
     cached = FUSION in asked and config.cache_teacher
     stream, batches = _batches(config, teachers, frozen, cached, maps, model)
     return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
+
+
+def _started(adapter: AdapterSpec, refiner: SpatialClip | None) -> Params:
+    """The refiner's parameters; ValueError where there is none of the same kind."""
+    if refiner is None or refiner.adapter_spec != adapter:
+        found = refiner.adapter_spec if refiner else None
+        raise ValueError(
+            f"config.start is 'refiner', which must be an adapter of the same kind: {adapter}, got {found}"
+        )
+    return refiner.params["adapter"]
 
 
 def _frozen(model: SpatialClip, refiner: SpatialClip | None, terms: Mapping[str, Any]) -> Params:

@@ -81,7 +81,19 @@ def export_measured(adapted: SpatialClip, measured: Benchmark, workdir: Path) ->
 
 
 # What a card says of the settings: what shaped the weights, and no path of this machine.
-RECORDED = ("steps", "batch_size", "seed", "adapter", "scale", "flip", "teacher", "objectives", "optimizer", "refiner")
+RECORDED = (
+    "steps",
+    "batch_size",
+    "seed",
+    "adapter",
+    "scale",
+    "flip",
+    "start",
+    "teacher",
+    "objectives",
+    "optimizer",
+    "refiner",
+)
 
 
 def _training(config: ConfigDict) -> Training:

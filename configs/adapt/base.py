@@ -131,6 +131,8 @@ def _shared(asked: Asked) -> dict[str, Any]:
         flip=True,  # pictures are mirrored at random, with their maps
         # A stage before, whose adapter teaches this one under the name "refiner"; None for none.
         refiner=None,
+        # What the adapter is at first: "tower", the frozen tower's own blocks, or "refiner", the stage before's.
+        start="tower",
         optimizer=optimizer(asked, asked.steps),
         mesh=dict(data=-1, fsdp=1, model=1),
         sharding=REPLICATED,

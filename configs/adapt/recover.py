@@ -25,12 +25,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return recipe(
         asked,
         steps=rest,
+        start="refiner",
         adapter=mine,
         teacher=dict(FUSION, rule="none", readout="refiner", windows=(), segments=(8,), segment_mix=0.5),
         objectives=objectives,
         optimizer=optimizer(asked, rest),
         refiner=dict(
             steps=first,
+            start="tower",
             adapter=mine,
             teacher=FUSION,
             objectives=objectives,
