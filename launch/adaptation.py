@@ -1,6 +1,7 @@
 """From a config to what is trained: the pictures, the teachers, the terms of the loss, and the stage before."""
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from spatial_clip_jax.api import SpatialClip
@@ -22,14 +25,16 @@ from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec
 from spatial_clip_jax.train.adaptation import adaptation_loss
 from spatial_clip_jax.train.distributed import main_first
+from spatial_clip_jax.train.register_term import live_channels
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.task import Batches, Task
 from spatial_clip_jax.train.teacher import CachedTeacher, fingerprint
 from spatial_clip_jax.train.terms import read_terms
-from spatial_clip_jax.train.views import FUSION, NOUNS, REFINER, Teachers, named_fusion, teacher_params
+from spatial_clip_jax.train.views import CHANNELS, FUSION, NOUNS, REFINER, Teachers, named_fusion, teacher_params
 from spatial_clip_jax.train.workdir import resolve
 
 logger = logging.getLogger(__name__)
+BANK_PICTURES, BANK_BATCH = 64, 8  # lazy channels are told from so many pictures, so many at a time
 # What a stage before has of its own; the rest it shares with the stage it serves.
 STAGE = ("steps", "adapter", "start", "teacher", "cache_teacher", "objectives", "optimizer", "flip", "data")
 
@@ -63,9 +68,10 @@ def adaptation_task(
     asked = {term.teacher for term in terms.values() if hasattr(term, "teacher")}
     for name in {*asked, *((teachers.fusion.readout,) if FUSION in asked else ())} - {FUSION}:
         teachers.check(name)
-    frozen = _frozen(model, refiner, terms)
+    source = source_of(config.data)
+    frozen = _frozen(config, source, model, refiner, terms)
     cached = FUSION in asked and config.cache_teacher
-    stream, batches = _batches(config, teachers, frozen, cached, maps, model)
+    stream, batches = _batches(config, source, teachers, frozen, cached, maps, model)
     return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
 
 
@@ -79,7 +85,9 @@ def _started(adapter: AdapterSpec, refiner: SpatialClip | None) -> Params:
     return refiner.params["adapter"]
 
 
-def _frozen(model: SpatialClip, refiner: SpatialClip | None, terms: Mapping[str, Any]) -> Params:
+def _frozen(
+    config: ConfigDict, source: Source, model: SpatialClip, refiner: SpatialClip | None, terms: Mapping[str, Any]
+) -> Params:
     """What the step may ask and does not train; see train/views.py."""
     frozen = {"vision": model.params["vision"]}
     if refiner:
@@ -87,7 +95,31 @@ def _frozen(model: SpatialClip, refiner: SpatialClip | None, terms: Mapping[str,
     for term in terms.values():
         if hasattr(term, "nouns"):
             frozen[NOUNS] = jax.numpy.asarray(embed_phrases(model.encode_text, term.nouns))
+        if getattr(term, "lazy_channels", 0):
+            frozen[CHANNELS] = jax.numpy.asarray(_channels(config, source, model, term.lazy_channels))
     return frozen
+
+
+def _channels(config: ConfigDict, source: Source, model: SpatialClip, most: int) -> Bool[np.ndarray, " c"]:
+    """Which of the tower's channels count, told from the run's first pictures: on every host, at every start the same.
+
+    A few pictures at a time, as many as a large tower has memory for.
+    """
+    stream = PictureStream(
+        source,
+        BANK_BATCH,
+        _size(config, model),
+        config.seed,
+        max_corrupt_fraction=config.data.max_corrupt_fraction,
+    )
+    pictures = (batch["image"] for batch in itertools.islice(stream, BANK_PICTURES // BANK_BATCH))
+    return live_channels(model.towers, model.params, pictures, most, config.seed)
+
+
+def _size(config: ConfigDict, model: SpatialClip) -> tuple[int, int]:
+    """Height and width of the pictures trained on."""
+    side = round(config.scale * model.spec.vision.image_size)
+    return side, side
 
 
 def maps_folder(config: ConfigDict, workdir: Path, shared: Path | None) -> Path:
@@ -119,10 +151,15 @@ def _check_scale(scale: float, vision: AnyVisionSpec) -> None:
 
 
 def _batches(
-    config: ConfigDict, teachers: Teachers, frozen: Params, cached: bool, maps: Path, model: SpatialClip
+    config: ConfigDict,
+    source: Source,
+    teachers: Teachers,
+    frozen: Params,
+    cached: bool,
+    maps: Path,
+    model: SpatialClip,
 ) -> tuple[PictureStream, Batches]:
-    source, vision = source_of(config.data), model.spec.vision
-    side = round(config.scale * vision.image_size)
+    vision, (side, _) = model.spec.vision, _size(config, model)
     stream = PictureStream(
         source,
         config.batch_size,

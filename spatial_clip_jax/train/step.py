@@ -21,8 +21,8 @@ def make_train_step(
 
     Only `params` are differentiated, so there is no backward pass of what the frozen part alone computes. The
     new state leaves with the shardings the old one came with, so the second call does not compile again.
-    Where the optimizer keeps an average of the parameters, `loss_fn` finds it, as it was before the step, among the
-    frozen ones as "average".
+    Among the frozen ones `loss_fn` finds "step", the number of steps before this one, and where the optimizer keeps an
+    average of the parameters, "average", as it was before the step.
     `metrics` holds fp32 scalars: `loss`, `gradient_norm` and the parts that `loss_fn` named.
     """
     # A state's step is replicated whatever the rules say, and so are the metrics.
@@ -32,7 +32,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         average = kept_average(state.opt_state)
-        seen = frozen if average is None else frozen | {"average": average}
+        seen = frozen | {"step": state.step} | ({} if average is None else {"average": average})
         (loss, parts), grads = gradient(state.params, seen, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -16,6 +16,7 @@ from spatial_clip_jax.objectives.refinement import refinement
 from spatial_clip_jax.objectives.region_alignment import region_alignment
 from spatial_clip_jax.objectives.region_text import region_text
 from spatial_clip_jax.objectives.spatial_correlation import spatial_correlation
+from spatial_clip_jax.train.register_term import Registers
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.views import FUSION, NOUNS, StepViews
 
@@ -149,6 +150,7 @@ TERMS: dict[str, type] = {
     "spatial_correlation": SpatialCorrelation,
     "refinement": Refinement,
     "region_text": RegionText,
+    "registers": Registers,
 }
 
 

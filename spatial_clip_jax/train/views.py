@@ -11,20 +11,21 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from spatial_clip_jax.data.views import crop_and_resize
 from spatial_clip_jax.fusion.core import unit_length
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, embed_images, fused_maps, read_pixels
 from spatial_clip_jax.fusion.roi import roi_align
 from spatial_clip_jax.fusion.settings import FusionSettings
-from spatial_clip_jax.models.params import Params
-from spatial_clip_jax.models.vision import preprocess
+from spatial_clip_jax.models.adapter import SpatialAdapter
+from spatial_clip_jax.models.params import Params, join_params
+from spatial_clip_jax.models.vision import VisionTower, preprocess
 
 Images = UInt8[Array, "b H W 3"]
 Maps = Float[Array, "b h w e"]
 FUSION, REFINER, AVERAGE = "fusion", "refiner", "average"
-NOUNS = "nouns"
+NOUNS, CHANNELS, STEP = "nouns", "channels", "step"
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class StepViews:
     """One batch as the terms of the loss see it.
 
     params: the student's adapter, the only thing that is differentiated. frozen: {"vision"}, and where there are,
-    "refiner" and "average", and "nouns", the embeddings of phrases. `images` are uint8, mirrored or not; `fused` their
-    fused maps where they came along.
+    "refiner" and "average", "nouns", the embeddings of phrases, "channels", which of the tower's width count, and
+    "step", the steps before this one. `images` are uint8, mirrored or not; `fused` their fused maps where they came
+    along.
     """
 
     def __init__(
@@ -80,6 +82,21 @@ class StepViews:
     def student(self) -> Maps:
         """The adapter's dense map, on which gradients flow."""
         return read_pixels(self.towers, {**self.frozen, "adapter": self.params}, self.pixels(), ADAPTER)
+
+    @functools.cached_property
+    def tower(self) -> VisionTower:
+        """The frozen tower."""
+        return join_params(self.towers.vision, self.frozen["vision"])
+
+    @functools.cached_property
+    def adapter(self) -> SpatialAdapter:
+        """The student's adapter, on which gradients flow."""
+        return join_params(self.towers.adapter, self.params)
+
+    @property
+    def step(self) -> Int[Array, ""]:
+        """How many steps were made before this one."""
+        return self.frozen[STEP]
 
     def pixels(self) -> Float[Array, "b H W 3"]:
         """The pictures as the tower takes them."""
