@@ -31,6 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         crops=3,
         temperature=0.2,
         uniformity=0.3,
+        matching=True,
         attention_layers=tuple(layers),
         absorption_weight=0.1,
         fill="zeros",

@@ -31,6 +31,7 @@ from spatial_clip_jax.objectives.spurious import Attention, lively_channels
 from spatial_clip_jax.train.views import CHANNELS, StepViews
 
 Pixels = Float[Array, "b H W 3"]
+Crops = Float[Array, "q s s 3"]  # of all pictures, in the order (b p)
 Tokens = Float[Array, "b h w c"]
 BANK_TOKENS = 128  # of each picture that lazy channels are searched in
 
@@ -101,8 +102,8 @@ class Registers:
         output = tower(pad_ring(pixels, ring * tower.spec.patch_size, self.fill, views.key(f"ring of the {name}")))
         return split_ring(_on_grid(tower, views.adapter.features(tower, output), output.grid), ring)
 
-    def _teacher(self, views: StepViews, pixels: Pixels, crops: Pixels) -> TeacherTokens:
-        """The frozen tower's tokens; crops in the order (b p)."""
+    def _teacher(self, views: StepViews, pixels: Pixels, crops: Crops) -> TeacherTokens:
+        """The frozen tower's tokens."""
         tower, native = views.tower, views.tower.spec.image_size
         picture = preprocess(jnp.asarray(reference_picture(native, native))[None], tower.spec)
         read = functools.partial(self._composite, tower, crops, picture[0])
@@ -117,7 +118,7 @@ class Registers:
         )
 
     def _composite(
-        self, tower: VisionTower, crops: Pixels, reference: Float[Array, "s s 3"], side: str
+        self, tower: VisionTower, crops: Crops, reference: Float[Array, "s s 3"], side: str
     ) -> tuple[Tokens, Float[Array, "b m c"], Attention | None]:
         """Tokens of crops and of the strip beside them, and the crops' queries and keys."""
         strip = strip_tokens(crops.shape[1] // tower.spec.patch_size)
@@ -139,7 +140,7 @@ class Registers:
         return (*split(_normed(tower, output.hidden[-1])), attention)
 
     def _correlation(
-        self, views: StepViews, inner: Tokens, boxes: Float[Array, "b p 4"], crops: Pixels
+        self, views: StepViews, inner: Tokens, boxes: Float[Array, "b p 4"], crops: Crops
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The loss once it is due, else 0, and the divergence in it."""
         ring = max(views.adapter.spec.ring, self.correlation_ring)

@@ -120,7 +120,15 @@ def by_hand(setting, crops):
 
 def test_value_equals_one_put_together_by_hand(setting, loss):
     towers, params, frozen, batch = setting
-    views = StepViews(towers, None, params, frozen, batch["image"], None, jax.random.split(KEY)[1])
+    views = StepViews(
+        towers,
+        Teachers(Towers(SPEC, towers.vision), FusionSettings()),
+        params,
+        frozen,
+        batch["image"],
+        None,
+        jax.random.split(KEY)[1],
+    )
     boxes = random_boxes(views.key("random boxes"), 2, CROPS)
     crops = np.asarray(roi_align(jnp.asarray(normalised(batch["image"])), boxes, NATIVE)).reshape(-1, NATIVE, NATIVE, 3)
     inner, ring, tokens, wider = by_hand(setting, crops)
