@@ -96,7 +96,12 @@ def read_arg(arg: str | None) -> Asked:
 
 def recipe(asked: Asked, **sections: Any) -> ConfigDict:
     """The config of a recipe: what all share, with the sections that are its own."""
-    return ConfigDict(_shared(asked) | sections)
+    return ConfigDict(_own(_shared(asked) | sections))
+
+
+def _own(value: Any) -> Any:
+    """Copies of nested dicts: a ConfigDict keeps what stands in two places one, so a setting would change both."""
+    return {name: _own(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def adapter(asked: Asked, readout: str, **changes: Any) -> dict[str, Any]:
