@@ -14,26 +14,38 @@ import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from spatial_clip_jax.api import SpatialClip
+from spatial_clip_jax.api import SpatialClip, adapter_definition
 from spatial_clip_jax.data.scenes.load import prepare
 from spatial_clip_jax.data.sources import Source, open_source
 from spatial_clip_jax.data.stream import PictureStream
 from spatial_clip_jax.evaluate.prompts import embed_phrases
-from spatial_clip_jax.fusion.encoders import fused_maps
+from spatial_clip_jax.fusion.encoders import Towers, fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec
 from spatial_clip_jax.train.adaptation import adaptation_loss
 from spatial_clip_jax.train.distributed import main_first
+from spatial_clip_jax.train.optimizer import make_optimizer
 from spatial_clip_jax.train.register_term import live_channels
 from spatial_clip_jax.train.sections import read_section
+from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.task import Batches, Task
 from spatial_clip_jax.train.teacher import CachedTeacher, fingerprint
 from spatial_clip_jax.train.terms import read_terms
-from spatial_clip_jax.train.views import CHANNELS, FUSION, NOUNS, REFINER, Teachers, named_fusion, teacher_params
+from spatial_clip_jax.train.views import (
+    AVERAGE,
+    CHANNELS,
+    FUSION,
+    NOUNS,
+    REFINER,
+    Teachers,
+    named_fusion,
+    teacher_params,
+)
 from spatial_clip_jax.train.workdir import resolve
 
 logger = logging.getLogger(__name__)
+TOWER = "tower"  # what an adapter is at first, unless it is the refiner
 BANK_PICTURES, BANK_BATCH = 64, 8  # lazy channels are told from so many pictures, so many at a time
 # What a stage before has of its own; the rest it shares with the stage it serves.
 STAGE = ("steps", "adapter", "start", "teacher", "cache_teacher", "objectives", "optimizer", "flip", "data")
@@ -58,31 +70,65 @@ def adaptation_task(
     The teacher's maps are kept in the folder `maps`.
     """
     _check_scale(config.scale, model.spec.vision)
-    if config.start not in ("tower", REFINER):
-        raise ValueError(f"config.start must be 'tower' or 'refiner', got {config.start!r}")
+    _check_start(config, adapter, refiner.adapter_spec if refiner else None)
     towers, params = model.new_adapter(adapter, config.seed)
-    if config.start == REFINER:
-        params = _started(adapter, refiner)
-    terms = read_terms(config.objectives)
-    teachers = Teachers((refiner or model).towers, read_section(FusionSettings, config.teacher, "teacher"))
-    asked = {term.teacher for term in terms.values() if hasattr(term, "teacher")}
-    for name in {*asked, *((teachers.fusion.readout,) if FUSION in asked else ())} - {FUSION}:
-        teachers.check(name)
+    if refiner and config.start == REFINER:
+        params = refiner.params["adapter"]
+    terms, teachers = read_teaching(config, (refiner or model).towers)
     source = source_of(config.data)
     frozen = _frozen(config, source, model, refiner, terms)
-    cached = FUSION in asked and config.cache_teacher
+    cached = FUSION in _asked(terms) and config.cache_teacher
     stream, batches = _batches(config, source, teachers, frozen, cached, maps, model)
     return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
 
 
-def _started(adapter: AdapterSpec, refiner: SpatialClip | None) -> Params:
-    """The refiner's parameters; ValueError where there is none of the same kind."""
-    if refiner is None or refiner.adapter_spec != adapter:
-        found = refiner.adapter_spec if refiner else None
+def check_stages(config: ConfigDict, model: SpatialClip) -> Towers:
+    """The towers that the last stage leaves; ValueError for what any stage gets wrong, before the first takes its time.
+
+    The pictures, the mesh and the shardings, which stages share, are checked by the first.
+    """
+    stage = earlier_stage(config)
+    before = check_stages(stage, model) if stage else model.towers
+    settings = read_settings(config)
+    make_optimizer(settings.optimizer, settings.steps)
+    _check_scale(config.scale, model.spec.vision)
+    read_teaching(config, before)
+    adapter = read_section(AdapterSpec, config.adapter, "adapter")
+    towers = Towers(model.spec.vision, model.towers.vision, adapter_definition(adapter, model.spec))
+    _check_start(config, adapter, read_section(AdapterSpec, stage.adapter, "refiner.adapter") if stage else None)
+    return towers
+
+
+def read_teaching(config: ConfigDict, towers: Towers) -> tuple[dict[str, Any], Teachers]:
+    """The terms of the loss, and whom they ask; `towers` holds the frozen tower, and the refiner as its adapter.
+
+    ValueError for names and settings that are not understood.
+    """
+    terms = read_terms(config.objectives)
+    teachers = Teachers(towers, read_section(FusionSettings, config.teacher, "teacher"))
+    asked = _asked(terms)
+    for name in sorted(asked):
+        teachers.check(name)
+    if FUSION in asked:
+        teachers.check_fusion()
+    if AVERAGE in asked and not config.optimizer.get("average"):
+        raise ValueError("the teacher 'average' needs config.optimizer.average, such as 0.999")
+    return terms, teachers
+
+
+def _asked(terms: Mapping[str, Any]) -> set[str]:
+    """The teachers that the terms name."""
+    return {term.teacher for term in terms.values() if hasattr(term, "teacher")}
+
+
+def _check_start(config: ConfigDict, adapter: AdapterSpec, earlier: AdapterSpec | None) -> None:
+    """ValueError unless an adapter can start as `config.start` says; `earlier` is the refiner's."""
+    if config.start not in (TOWER, REFINER):
+        raise ValueError(f"config.start must be {TOWER!r} or {REFINER!r}, got {config.start!r}")
+    if config.start == REFINER and adapter != earlier:
         raise ValueError(
-            f"config.start is 'refiner', which must be an adapter of the same kind: {adapter}, got {found}"
+            f"config.start is 'refiner': config.refiner.adapter must be like config.adapter, {adapter}, got {earlier}"
         )
-    return refiner.params["adapter"]
 
 
 def _frozen(

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.benchmark import benchmark
-from launch.train import adapt, export_measured
+from launch.train import LOOP_SECONDS, adapt, export_measured
 from launch.variations import trained_settings
 from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.data.scenes.load import prepare
@@ -49,7 +49,7 @@ def trained(config: ConfigDict, run: Path, teachers: Path) -> SpatialClip:
     """The CLIP with the adapter of this run, which is trained, gone on with, or loaded.
 
     Runs of one teacher share its maps below `teachers`. `trained.json` holds the summary and the seconds it took: of
-    all, and of the training loop at its median speed, which leaves out compiling and computing kept teacher maps.
+    all, and of all stages' loops at their median speed, which leaves out compiling and computing kept teacher maps.
     """
     done = run / TRAINED
     if done.is_file():
@@ -57,9 +57,9 @@ def trained(config: ConfigDict, run: Path, teachers: Path) -> SpatialClip:
         return load(config.model, run)
     start = time.monotonic()
     adapted, summary = adapt(config, run, teachers)
-    wall, speed = time.monotonic() - start, summary["images_per_second"]
+    wall = time.monotonic() - start
     adapted.save_pretrained(run / "export")
-    seconds = config.steps * config.batch_size / speed if speed else wall
+    seconds = summary[LOOP_SECONDS] or wall
     write_whole(done, json.dumps({**summary, TRAINING: seconds, "wall_seconds": wall}, indent=2).encode())
     return adapted
 

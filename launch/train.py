@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from launch import cli
-from launch.adaptation import adaptation_task, earlier_stage, maps_folder, source_of
+from launch.adaptation import adaptation_task, check_stages, earlier_stage, maps_folder, source_of
 from launch.benchmark import FUSION, benchmark, check_section, row_names, write_results
 from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.convert.card import Training
@@ -27,6 +27,7 @@ from spatial_clip_jax.train.workdir import resolve
 
 logger = logging.getLogger(__name__)
 Summary = dict[str, float | int]
+LOOP_SECONDS = "loop_seconds"  # of the summary
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -46,18 +47,27 @@ def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tu
     """
     read_settings(config)  # its faults come before any work
     initialize(config.distributed)
-    return _adapted(config, load(config.model), workdir, teachers)
+    model = load(config.model)
+    check_stages(config, model)
+    return _adapted(config, model, workdir, teachers)
 
 
 def _adapted(
     config: ConfigDict, model: SpatialClip, workdir: Path, teachers: Path | None
 ) -> tuple[SpatialClip, Summary]:
     stage = earlier_stage(config)
-    refiner = _adapted(stage, model, workdir / "refiner", teachers)[0] if stage else None
+    refiner, before = _adapted(stage, model, workdir / "refiner", teachers) if stage else (None, {})
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
     task = adaptation_task(config, model, adapter, refiner, maps_folder(config, workdir, teachers))
     result = train(config, task, workdir)
-    return model.with_adapter(adapter, to_host(result.params), training=_training(config)), result.summary
+    summary = {**result.summary, LOOP_SECONDS: _loop_seconds(config, result.summary, before)}
+    return model.with_adapter(adapter, to_host(result.params), training=_training(config)), summary
+
+
+def _loop_seconds(config: ConfigDict, summary: Summary, before: Summary) -> float:
+    """The time of this stage's steps and of those before, at their median speed; 0 if any was too short to tell."""
+    speed, earlier = summary["images_per_second"], before.get(LOOP_SECONDS)
+    return (earlier or 0.0) + config.steps * config.batch_size / speed if speed and earlier != 0 else 0.0
 
 
 def finish(config: ConfigDict, adapted: SpatialClip, summary: Summary, workdir: Path) -> None:

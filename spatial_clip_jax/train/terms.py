@@ -24,17 +24,24 @@ Parts = tuple[Float[Array, ""], dict[str, Any]]
 Boxes = tuple[Float[Array, "b n 4"], Bool[Array, "b n"]]
 
 
+LAWS = ("grid", "random")
+
+
+def check_law(law: str) -> None:
+    """ValueError for an unknown law of `drawn_boxes`."""
+    if law not in LAWS:
+        raise ValueError(f"boxes are drawn by 'grid' or 'random', got {law!r}")
+
+
 def drawn_boxes(views: StepViews, law: str, most: int) -> Boxes:
     """Boxes of the batch and which of them count: "grid", CLIPSelf's cells, or "random", UniRefiner's crops.
 
-    Terms that ask for the same law and number get the same boxes. ValueError for an unknown law.
+    Terms that ask for the same law and number get the same boxes.
     """
     key, batch = views.key(f"{law} boxes"), len(views.images)
     if law == "grid":
         return grid_boxes(key, batch, most)
-    if law == "random":
-        return random_boxes(key, batch, most), jnp.ones((batch, most), bool)
-    raise ValueError(f"boxes are drawn by 'grid' or 'random', got {law!r}")
+    return random_boxes(key, batch, most), jnp.ones((batch, most), bool)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ class RegionAlignment:
     boxes: str = "grid"
     max_boxes: int = 20
 
+    def __post_init__(self) -> None:
+        check_law(self.boxes)
+
     def __call__(self, views: StepViews) -> Parts:
         boxes, valid = drawn_boxes(views, self.boxes, self.max_boxes)
         return region_alignment(views.student, boxes, valid, views.crops(boxes))
@@ -75,6 +85,10 @@ class SpatialCorrelation:
     regions: str = "picture"
     max_boxes: int = 20
     roi_size: int = 7
+
+    def __post_init__(self) -> None:
+        if self.regions != "picture":
+            check_law(self.regions)
 
     def __call__(self, views: StepViews) -> Parts:
         student, teacher = views.student, views.teacher(self.teacher)
@@ -127,6 +141,9 @@ class RegionText:
     max_boxes: int = 20
     classes: int = 100
     logit_scale: float = 100.0
+
+    def __post_init__(self) -> None:
+        check_law(self.boxes)
 
     def __call__(self, views: StepViews) -> Parts:
         boxes, valid = drawn_boxes(views, self.boxes, self.max_boxes)

@@ -50,6 +50,12 @@ class Teachers:
             hint = "" if self.towers.adapter is not None else "; 'refiner' needs config.refiner, an earlier stage"
             raise ValueError(f"unknown teacher {name!r}; valid: {', '.join(self.names)}{hint}")
 
+    def check_fusion(self) -> None:
+        """ValueError if the views are to be read by what is no read-out, listing the valid ones."""
+        valid = [name for name in self.names if name not in (FUSION, AVERAGE)]
+        if self.fusion.readout not in valid:
+            raise ValueError(f"unknown read-out {self.fusion.readout!r} of the teacher; valid: {', '.join(valid)}")
+
 
 class StepViews:
     """One batch as the terms of the loss see it.

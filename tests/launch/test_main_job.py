@@ -17,13 +17,15 @@ from safetensors.numpy import load_file
 import spatial_clip_jax as scj
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
+STAGES = ("refiner", ".")  # their folders below the workdir; each takes half of the steps
 SMALL = (
-    f"--config=configs/quickstart.py:world=mini,batch_size=8,steps={STEPS}",
+    "--config=configs/quickstart.py:world=mini,batch_size=8,steps=8",
     "--config.scale=1.0",
-    "--config.teacher.windows=((0.5, 0.5),)",
     "--config.adapter.blocks=1",
-    "--config.optimizer.warmup_steps=2",
+    "--config.teacher.segments=(2,)",
+    "--config.refiner.adapter.blocks=1",
+    "--config.refiner.teacher.windows=((0.5, 0.5),)",
+    "--config.benchmark.fusion.windows=((0.5, 0.5),)",
     "--config.checkpoint.every_steps=1",
     "--config.log_every=1",
 )
@@ -74,8 +76,10 @@ def test_what_is_written(whole):
     assert metrics["benchmark"]["adapter"]["zero_shot_top1"] == metrics["benchmark"]["plain"]["zero_shot_top1"]
     assert {"steps", "images_per_second", "data_wait_fraction", "corrupt_records"} <= set(metrics["train"])
     assert metrics["environment"]["jax"]
-    curve = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert {"cosine", "region_cosine", "correlation_divergence", "loss"} <= set(curve[-1])
+    for stage in STAGES:
+        curve = [json.loads(line) for line in (whole / stage / "metrics.jsonl").read_text().splitlines()]
+        assert {"cosine", "correlation_divergence", "loss"} <= set(curve[-1])
+        assert [path.name for path in (whole / stage / "checkpoints").glob("4")]
     report = (whole / "report.html").read_text()
     assert (
         "adapter+fusion" in report and "data:image/png;base64," in report and "http" not in report.split("</style>")[1]
@@ -87,7 +91,7 @@ def test_the_export_says_what_it_is(whole):
     """Its card has the run's own table, and names no folder of this machine."""
     text, record = (whole / "export" / "README.md").read_text(), (whole / "export" / "training.json").read_text()
     scores = json.loads((whole / "metrics.json").read_text())["benchmark"]
-    assert f"| adapter | {scores['adapter']['pointing']:.3f} |" in text and "8 steps of 8" in text
+    assert f"| adapter | {scores['adapter']['pointing']:.3f} |" in text and "4 steps of 8" in text
     assert json.loads(record)["benchmark"] == scores and json.loads(record)["pictures"] > 0
     assert str(whole.parent) not in text + record
 
@@ -116,15 +120,16 @@ def test_export_command(whole, tmp_path):
     assert failed.returncode == 1 and "from 0 to 1, got 2.0" in failed.stderr and "Traceback" not in failed.stderr
 
 
-def test_killed_and_resumed_is_bit_equal(whole, data, tmp_path):
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_and_resumed_is_bit_equal(whole, data, tmp_path, stage):
     process = start(data, tmp_path, *WITHOUT_TABLE)
     deadline = time.time() + 240
-    while not list(tmp_path.glob("checkpoints/3/**/commit_success.txt")) and time.time() < deadline:
+    while not list((tmp_path / stage).glob("checkpoints/2/**/commit_success.txt")) and time.time() < deadline:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "export").exists()
+    assert (tmp_path / "checkpoints").exists() == (stage == ".") and not (tmp_path / "export").exists()
     _, err = (resumed := start(data, tmp_path, *WITHOUT_TABLE)).communicate(timeout=300)
     assert resumed.returncode == 0 and "going on from the checkpoint" in err, err[-3000:]
     expected, found = adapter(whole), adapter(tmp_path)
@@ -157,25 +162,68 @@ def test_your_own_pictures(data, tmp_path):
     assert scj.load("tiny", adapter=tmp_path / "run").localize(tmp_path / "pictures" / "0.png", ["a star"])
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        (("--config.model=no/such/folder",), "no checkpoint at 'no/such/folder'"),
-        (("--config.objectives.fusion_distilation=1.0",), "fusion_distilation"),
-        (("--config.adapter.variant=copi",), "'copy' or 'residual'"),
-        (("--config.teacher.readout=gemm",), "unknown read-out 'gemm'"),
-        (("--config.scale=0.3",), "pictures of 19.2 pixels; they must be whole patches of 8"),
-        (("--config.optimizer.lr=1.0",), "config.optimizer has no setting 'lr'; it has .*learning_rate"),
-        (("--config.measure=True", '--config.benchmark.rows=("gem",)'), r"rows names \['gem'\]; there are \['plain'"),
-        (("--config.data.kind=folder",), "data.path is empty"),
-    ],
-)
-def test_wrong_settings_end_in_one_line_and_write_nothing(data, tmp_path, settings, says):
-    process = start(data, tmp_path / "run", *WITHOUT_TABLE, *settings)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0 and re.search(says, err)
-    assert "error:" in err and "Traceback" not in err.split("error:")[-1]
-    assert not (tmp_path / "run").exists()
+REFUSED = {
+    "--config.model=no/such/folder": "no checkpoint at 'no/such/folder'",
+    "--config=configs/adapt/recover.py:model=nonsense": "model='nonsense'; valid: tiny, clip_b16",
+    "--config.objectives.fusion_distilation.weight=1.0": "no setting 'fusion_distilation'; it has fusion_distillation",
+    "--config.objectives.spatial_correlation.teacher=refinar": "unknown teacher 'refinar'; valid: fusion, .*refiner",
+    "--config.objectives.spatial_correlation.teacher=average": "'average' needs config.optimizer.average",
+    "--config.objectives.spatial_correlation.regions=grit": "drawn by 'grid' or 'random', got 'grit'",
+    "--config.adapter.variant=copi": "'copy' or 'residual'",
+    "--config.adapter.blocks=2": "config.refiner.adapter must be like config.adapter",
+    "--config.start=average": "config.start must be 'tower' or 'refiner', got 'average'",
+    "--config.adapter.readout=gem": "No read-out of the last block alone is called 'gem'. Valid names: .*maskclip",
+    "--config.teacher.readout=gemm": "unknown read-out 'gemm' of the teacher; valid: refiner, plain",
+    # Added to the (2,) of SMALL: absl adds up what is given of a tuple.
+    "--config.teacher.segments=(1,)": r"segments must be a tuple of whole numbers above 1, got \(2, 1\)",
+    "--config.teacher.windows=((0.5,0.5),)": "rule 'none' has no windows",
+    "--config.refiner.teacher.readout=refiner": "unknown read-out 'refiner' of the teacher; valid: plain",
+    "--config.refiner.batch_size=4": "config.refiner has no setting 'batch_size'; it has .*adapter",
+    "--config.refiner.optimizer.name=linear": "Unknown optimizer 'linear'",
+    "--config.scale=0.3": "pictures of 19.2 pixels; they must be whole patches of 8",
+    "--config.optimizer.lr=1.0": "config.optimizer has no setting 'lr'; it has .*learning_rate",
+    '--config.measure=True --config.benchmark.rows=("gemm",)': r"rows names \['gemm'\]; there are \['plain'",
+    "--config.data.kind=folder": "data.path is empty",
+}
+# Each case is a process of its own, split off one that has done the imports: they take longer than the refusal.
+REFUSALS = """
+import json, os, sys
+import launch.train
+for log, arguments in json.loads(sys.stdin.read()):
+    if not (child := os.fork()):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+        sys.argv = ["launch.train", *arguments]
+        launch.train.cli.run(launch.train.main)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(data, tmp_path_factory) -> dict[str, tuple[int, str, bool]]:
+    """{settings: (exit status, stderr, whether a workdir was made)}."""
+    folder = tmp_path_factory.mktemp("refused")
+    cases = [
+        (
+            str(folder / f"{i}.log"),
+            [*WITHOUT_TABLE, *given.split(), f"--config.data.dir={data}", f"--workdir={folder / str(i)}"],
+        )
+        for i, given in enumerate(REFUSED)
+    ]
+    command = [sys.executable, "-c", REFUSALS]
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(cases), capture_output=True, text=True, timeout=300)
+    statuses = map(int, done.stdout.split())
+    return {
+        given: (status, Path(log).read_text(), (folder / str(i)).exists())
+        for i, (given, status, (log, _)) in enumerate(zip(REFUSED, statuses, cases, strict=True))
+    }
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_wrong_settings_end_in_one_line_and_write_nothing(refusals, given):
+    status, err, made = refusals[given]
+    assert status == 1 and re.search(REFUSED[given], err), err
+    assert "error:" in err and "Traceback" not in err and len(err.split("error:")[-1].strip().splitlines()) == 1
+    assert not made
 
 
 def test_a_workdir_of_another_run_is_refused(whole, data):
