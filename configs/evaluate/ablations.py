@@ -16,12 +16,17 @@ BASE = recipes.DEFAULT
 HALVES, NATIVE = (0.5, 0.5), (1.0, 0.5)
 
 
+def _both(path: str, value: Any) -> dict[str, Any]:
+    """A setting of both stages."""
+    return {path: value, f"refiner.{path}": value}
+
+
 def _without(term: str) -> tuple[str, dict[str, Any]]:
-    return f"without {term.replace('_', ' ')}", {f"objectives.{term}": 0.0}
+    return f"without {term.replace('_', ' ')}", _both(f"objectives.{term}.weight", 0.0)
 
 
 AXES = (
-    ("blocks", tuple((str(n), {"adapter.blocks": n}) for n in (1, 2, 3, 4))),
+    ("blocks", tuple((str(n), _both("adapter.blocks", n)) for n in (1, 2, 3, 4))),
     (
         "pictures in percent",
         (
@@ -33,17 +38,18 @@ AXES = (
     (
         "teacher windows",
         (
-            ("half size", {"teacher.windows": (HALVES,)}),
-            ("native size", {"teacher.windows": (NATIVE,)}),
-            ("both", {"teacher.windows": (HALVES, NATIVE)}),
+            ("half size", {"refiner.teacher.windows": (HALVES,)}),
+            ("native size", {"refiner.teacher.windows": (NATIVE,)}),
+            ("both", {"refiner.teacher.windows": (HALVES, NATIVE)}),
         ),
     ),
+    ("segments", tuple((" and ".join(map(str, n)), {"teacher.segments": n}) for n in ((4,), (8,), (16,), (4, 8)))),
     (
         "terms",
         (
             ("all", {}),
-            *map(_without, ("fusion_distillation", "region_alignment", "spatial_correlation")),
-            ("without flips", {"objectives.flip": False}),
+            *map(_without, ("fusion_distillation", "spatial_correlation")),
+            ("without flips", {"flip": False}),
         ),
     ),
 )

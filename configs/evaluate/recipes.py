@@ -9,18 +9,18 @@ Trains every recipe for every seed with one budget. The same command goes on whe
 from ml_collections import ConfigDict
 
 from configs import quickstart
+from configs.adapt.base import FUSION, SLIDING
 from configs.common import parse_arg
 
 # Names of configs/adapt, or modules elsewhere; what follows a colon is the recipe's own config argument.
-DEFAULT = "configs.quickstart"
-PUBLISHED = ("configs.quickstart:variant=residual",)
+DEFAULT = "recover"
+PUBLISHED = ("clipself", "sc_clipself", "region_clip", "r_sc_clipself", "r_sc_region_clip", "r_sc_v", "spar")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: steps=N, batch_size=N, world=quickstart|full|mini, the budget of every recipe."""
     budget = parse_arg(arg, steps=600, batch_size=16, world="quickstart")
     main = quickstart.get_config(f"world={budget['world']}")
-    sliding = dict(main.teacher.to_dict(), rule="overlap_add", windows=((1.0, 0.5),))
     return ConfigDict(
         dict(
             recipes=(DEFAULT, *PUBLISHED),
@@ -32,8 +32,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             shared=(),
             # Variations of the first recipe: ((axis, ((label, {config path: value}), ...)), ...).
             axes=(),
-            # Frozen teachers, a row each: `fusion` is quickstart's, `sliding` windows of the native size, overlapping.
-            teachers=dict(fusion=main.teacher.to_dict(), sliding=sliding),
+            # Frozen teachers, a row each: `fusion` is that of recover's first stage, `sliding` spar's.
+            teachers=dict(fusion=FUSION, sliding=SLIDING),
             # As in quickstart; `rows` are those that need no training, () for all.
             benchmark=main.benchmark.to_dict(),
             # One pass is timed on random pictures of `scale` times the native size, in turns with the plain tower's.

@@ -11,10 +11,14 @@ from configs.evaluate import recipes as shipped
 from launch.evaluate import main
 from launch.measured import kept, read_kept
 from launch.progress import Job, work_through
+from launch.train import LOOP_SECONDS, _loop_seconds
 from launch.variations import overridden, read_variations
 from spatial_clip_jax.evaluate.benchmark import METRICS
 
-COPY, RESIDUAL, BROKEN = (f"configs.quickstart:variant={variant}" for variant in ("copy", "residual", "copi"))
+COPY, RESIDUAL, BROKEN = (f"spar:variant={variant}" for variant in ("copy", "residual", "copi"))
+
+# One input size, for each is compiled by itself.
+SCALES = dict(scales=(1.0,), teacher_scales=(1.0,))
 
 
 def small(data: Path, **changes: object) -> ConfigDict:
@@ -27,12 +31,9 @@ def small(data: Path, **changes: object) -> ConfigDict:
             ("scale", 1.0),
             ("teacher.windows", ((0.5, 0.5),)),
             ("adapter.blocks", 1),
-            ("optimizer.warmup_steps", 1),
-            ("objectives.region_alignment", 0.0),
-            ("objectives.spatial_correlation", 0.0),
         ),
         teachers=dict(sliding=dict(windows=((0.5, 0.5),))),
-        benchmark=dict(rows=("plain", "maskclip", "sliding"), validation=4, test=4, singles=4, teacher_scales=(1.0,)),
+        benchmark=dict(rows=("plain", "maskclip", "sliding"), validation=4, test=4, singles=4, **SCALES),
         inference=dict(scale=1.0, batch_sizes=(1,), repetitions=1),
         claims=dict(default=COPY, read_outs=("maskclip",), recipes=(RESIDUAL,)),
         generalise=(COPY,),
@@ -118,6 +119,14 @@ def test_a_run_is_an_adapter_to_load(finished):
     measured = json.loads((finished / "runs" / COPY / "1" / "measured.json").read_text())
     assert model.settings.box_threshold == measured["settings"]["box_threshold"]
     assert model.training.benchmark["adapter"] == measured["scores"]
+
+
+def test_a_runs_time_is_that_of_all_its_stages():
+    config = ConfigDict(dict(steps=10, batch_size=4))
+    alone = _loop_seconds(config, {"images_per_second": 8.0}, {})
+    assert alone == 5.0 and _loop_seconds(config, {"images_per_second": 8.0}, {LOOP_SECONDS: 3.0}) == 8.0
+    assert _loop_seconds(config, {"images_per_second": 8.0}, {LOOP_SECONDS: 0.0}) == 0.0  # one was too short to tell
+    assert _loop_seconds(config, {"images_per_second": 0.0}, {LOOP_SECONDS: 3.0}) == 0.0
 
 
 def test_the_teachers_maps_are_shared(finished):
