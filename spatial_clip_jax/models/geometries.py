@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spatial_clip_jax.models.rotary_geometries import EVA, PERCEPTION
+from spatial_clip_jax.models.rotary_geometries import EVA, HALF, PERCEPTION
 from spatial_clip_jax.models.spec import ClipSpec, ResNetSpec, TextSpec, VisionSpec
 from spatial_clip_jax.models.tips_geometries import TIPS
 
@@ -15,6 +15,36 @@ _COCA_VISION: dict[str, Any] = {
     "pool_queries": 256,
 }
 _COCA_TEXT: dict[str, Any] = {"activation": "gelu", "pool": "class", "pad_token_id": 0}
+# As config.json gives them; timm's towers of the same weights resize positions otherwise.
+_SO400M: dict[str, Any] = {
+    "width": 1152,
+    "layers": 27,
+    "heads": 16,
+    "mlp_width": 4304,
+    "activation": "gelu_tanh",
+    "norm_eps": 1e-6,
+}
+_SIGLIP_VISION: dict[str, Any] = {
+    "mean": HALF,
+    "std": HALF,
+    "class_token": False,
+    "patch_bias": True,
+    "pre_norm": False,
+    "pool": "attention",
+    "pool_heads": 16,
+    "pool_mlp_width": 4304,
+    "projection": "none",
+    "native_view": "squash",
+}
+_SIGLIP_TEXT: dict[str, Any] = {
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "causal": False,
+    "pool": "last",
+    "projection": "affine",
+    "cleaning": "lower",
+}
 
 
 def _resnet(size: int, layers: tuple[int, ...], width: int, text_width: int, embed_dim: int) -> ClipSpec:
@@ -63,6 +93,9 @@ GEOMETRIES: dict[str, ClipSpec] = {
         VisionSpec(224, 14, 1024, 24, 16, 4096, **_COCA_VISION),
         TextSpec(49408, 76, 768, 12, 12, 3072, **_COCA_TEXT),
         embed_dim=768,
+    ),
+    "google/siglip2-so400m-patch16-384": ClipSpec(
+        VisionSpec(384, 16, **_SO400M, **_SIGLIP_VISION), TextSpec(256_000, 64, **_SO400M, **_SIGLIP_TEXT), 1152, True
     ),
     **EVA,
     **PERCEPTION,

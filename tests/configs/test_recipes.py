@@ -1,0 +1,171 @@
+"""Every recipe: for every model as shapes at real size, and one step of each stage of a small CLIP that really runs."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import adapt
+from configs.adapt.base import MODELS
+from launch.adaptation import check_stages, earlier_stage, read_teaching
+from spatial_clip_jax.api import SpatialClip
+from spatial_clip_jax.fusion.encoders import Towers
+from spatial_clip_jax.models.adapter import SpatialAdapter
+from spatial_clip_jax.models.clip import vision_tower
+from spatial_clip_jax.models.geometries import named_spec
+from spatial_clip_jax.models.params import Params, abstract_params
+from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
+from spatial_clip_jax.train.adaptation import adaptation_loss
+from spatial_clip_jax.train.sections import read_section
+from spatial_clip_jax.train.sharding import make_mesh
+from spatial_clip_jax.train.views import CHANNELS, NOUNS, REFINER, STEP
+from spatial_clip_jax.train.workdir import resolve
+from tests.configs.small_clip import FAST, small_clip, small_config, start, task_of, write_pictures
+
+RECIPES = [module.name for module in pkgutil.iter_modules(adapt.__path__) if module.name != "base"]
+GEOMETRY = {
+    "eva02_b16": "EVA02-CLIP-B-16",
+    "eva02_l14": "EVA02-CLIP-L-14-336",
+    **{name: MODELS[name].source for name in ("tiny", "clip_b16", "clip_l14", "siglip2_so400m")},
+}
+
+
+def recipe(name: str, arg: str = "") -> ConfigDict:
+    return importlib.import_module(f"configs.adapt.{name}").get_config(arg)
+
+
+def identity(config: ConfigDict) -> str:
+    """What a stage trains, so that a Refiner that several recipes share is looked at once."""
+    names = ("model", "scale", "adapter", "objectives", "teacher", "optimizer", "refiner", "steps")
+    settings = resolve(config)
+    return json.dumps([settings[name] for name in names])
+
+
+def test_models_are_those_they_are_said_to_be():
+    assert set(GEOMETRY) == set(MODELS)
+    for name, model in MODELS.items():
+        vision = named_spec(GEOMETRY[name]).vit
+        assert model.layers == vision.layers > model.blocks
+        side = model.scale * vision.image_size
+        assert side == pytest.approx(round(side)) and round(side) % vision.patch_size == 0
+
+
+# What `trace` made of a stage: its towers, and shapes of the adapter's parameters.
+Traced = tuple[Towers, Params]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_loss_and_gradient_of_every_recipe_have_their_shapes(model):
+    """Nothing is computed. Depth changes no shape: of the frozen blocks before those that are trained, one stands for
+    all.
+    """
+    spec = named_spec(GEOMETRY[model])
+    vision = dataclasses.replace(spec.vit, layers=MODELS[model].blocks + 1)
+    traced: dict[str, Traced] = {}
+    for name in RECIPES:
+        trace(recipe(name, f"model={model}"), dataclasses.replace(spec, vision=vision), traced)
+    assert len(traced) > len(RECIPES)
+
+
+def trace(config: ConfigDict, spec: ClipSpec, traced: dict[str, Traced]) -> Traced:
+    """Checks the stages of the config, each once."""
+    before = earlier_stage(config)
+    refiner = trace(before, spec, traced) if before else None
+    if (key := identity(config)) not in traced:
+        traced[key] = trace_stage(config, spec, refiner)
+    return traced[key]
+
+
+def trace_stage(config: ConfigDict, spec: ClipSpec, refiner: Traced | None) -> Traced:
+    """The shapes of loss and gradient are those of a number and of the adapter."""
+    build = functools.partial(vision_tower, spec.vision, spec.embed_dim)
+    definition, vision = abstract_params(lambda rngs: build(rngs=rngs))
+    adapter = read_section(AdapterSpec, config.adapter, "adapter")
+    branch, params = abstract_params(lambda rngs: SpatialAdapter(adapter, build(rngs=rngs), rngs=rngs))
+    student = Towers(spec.vision, definition, branch)
+    terms, teachers = read_teaching(config, refiner[0] if refiner else Towers(spec.vision, definition))
+    frozen = {"vision": vision, **({REFINER: refiner[1]} if refiner else {})}
+    for nouns in (term.nouns for term in terms.values() if hasattr(term, "nouns")):
+        frozen[NOUNS] = jax.ShapeDtypeStruct((len(nouns), spec.embed_dim), "float32")
+    if any(getattr(term, "lazy_channels", 0) for term in terms.values()):
+        frozen[CHANNELS] = jax.ShapeDtypeStruct((spec.vit.width,), "bool")
+    frozen[STEP] = jax.ShapeDtypeStruct((), "int32")
+    side = round(config.scale * spec.vit.image_size)
+    batch = {"image": jax.ShapeDtypeStruct((2, side, side, 3), "uint8")}
+    gradient = jax.value_and_grad(adaptation_loss(student, teachers, terms, config.flip), has_aux=True)
+    (loss, parts), grads = jax.eval_shape(gradient, params, frozen, batch, jax.random.key(0))
+    assert loss.shape == () and loss.dtype == "float32" and {part.shape for part in parts.values()} == {()}
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), grads) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), params
+    )
+    return student, params
+
+
+@pytest.fixture(scope="module")
+def model() -> SpatialClip:
+    return small_clip()
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, SpatialClip]:
+    """Adapters after one step, by `identity`."""
+    return {}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_step_moves_the_adapter_alone(name, model, trained, tmp_path):
+    # So few steps have no warm-up, whose first step is of rate 0.
+    config = small_config(recipe(name, "steps=3,batch_size=2"), write_pictures(tmp_path / "pictures", 3))
+    check_stages(config, model)
+    step_through(config, model, trained, tmp_path)
+
+
+def step_through(config: ConfigDict, model: SpatialClip, trained: dict[str, SpatialClip], folder: Path) -> SpatialClip:
+    """One step of every stage that has not been taken before; the model with its adapter."""
+    before = earlier_stage(config)
+    refiner = step_through(before, model, trained, folder / "refiner") if before else None
+    if (key := identity(config)) in trained:
+        return trained[key]
+    task = task_of(config, model, refiner, folder)
+    kept = jax.tree.map(np.array, (task.frozen, task.params))
+    state, step = start(config, task, make_mesh({}))
+    batch = next(task.batches)
+    state, metrics = step.lower(state, task.frozen, batch).compile(FAST)(state, task.frozen, batch)
+    assert all(np.isfinite(value) for value in metrics.values()) and metrics["gradient_norm"] > 0
+    jax.tree.map(np.testing.assert_array_equal, (task.frozen, task.params), kept)
+    moved = jax.tree.map(lambda now, then: np.abs(now - then).max(), state.params["blocks"], kept[1]["blocks"])
+    assert len(moved) == config.adapter.blocks
+    assert all(max(jax.tree.leaves(block)) > 1e-5 for block in moved.values())
+    assert ("teacher" in batch) == (folder / "0").exists()
+    trained[key] = model.with_adapter(read_section(AdapterSpec, config.adapter, "adapter"), state.params)
+    return trained[key]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("refiner", ConfigDict(dict(batch_size=4)), r"config.refiner has unknown fields \['batch_size'\]"),
+        ("teacher", ConfigDict(dict(segmens=(4,))), r"config.teacher has unknown fields \['segmens'\]"),
+    ],
+)
+def test_faults_of_the_last_stage_come_before_the_first_is_trained(model, setting, value, says):
+    config = ConfigDict({**recipe("recover").to_dict(), setting: value})
+    with pytest.raises(ValueError, match=says):
+        check_stages(config, model)
+
+
+def test_a_stages_sections_are_its_own():
+    """What is set of one stage, or of the training alone, changes nothing else."""
+    config = recipe("recover")
+    before = resolve(config)
+    config.adapter.blocks, config.teacher.temperature, config.objectives.spatial_correlation.weight = 1, 9.0, 9.0
+    after = resolve(config)
+    assert after["refiner"] == before["refiner"] and after["benchmark"] == before["benchmark"]
+    assert earlier_stage(config).adapter.blocks == 3 and earlier_stage(config).teacher.temperature != 9.0
