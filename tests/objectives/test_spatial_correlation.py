@@ -72,11 +72,10 @@ def test_value_and_gradient_within_boxes_equal_torch(torch_roi):
 
 
 def test_all_boxes_count_when_no_mask_is_given():
-    assert (
-        run(boxes=BOXES)[0][0]
-        == run(boxes=BOXES, valid=np.ones_like(VALID))[0][0]
-        != run(boxes=BOXES, valid=VALID)[0][0]
-    )
+    """Not bit by bit: with and without a mask are two programs, whose sums the compiler may order differently."""
+    loss = run(boxes=BOXES)[0][0]
+    np.testing.assert_allclose(loss, run(boxes=BOXES, valid=np.ones_like(VALID))[0][0], atol=1e-6)
+    assert abs(loss - run(boxes=BOXES, valid=VALID)[0][0]) > 1e-3
 
 
 @pytest.mark.parametrize("where", [{}, {"boxes": BOXES, "valid": VALID}])

@@ -88,6 +88,23 @@ def test_the_student_as_its_own_teacher_has_no_gradient_in_its_correlations(sett
     assert gradient("average") < 1e-5 < 1e-3 < gradient("refiner")
 
 
+def test_no_gradient_flows_through_views_fused_by_the_student_itself(setting):
+    """Even where the refiner is the very student: masked views are a teacher's, whoever cuts them."""
+    towers, params, frozen, batch = setting
+    fusion = FusionSettings(rule="none", readout="refiner", windows=(), segments=(2,))
+
+    def gradient(read):
+        def total(params):
+            given = {**frozen, "refiner": params}
+            views = StepViews(towers, Teachers(towers, fusion), params, given, batch["image"], None, jax.random.key(0))
+            return (read(views) * batch["teacher"]).sum()
+
+        return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params)))
+
+    assert gradient(lambda views: views.teacher("fusion")) == 0
+    assert gradient(lambda views: views.taught("fusion", views.images)) > 1e-3
+
+
 def test_every_adapter_leaf_has_a_gradient(setting):
     towers, params, frozen, batch = setting
     loss = adaptation_loss(towers, Teachers(towers, FUSION), read_terms(ConfigDict(TERMS)), True)
