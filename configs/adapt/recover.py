@@ -3,9 +3,12 @@
     python -m launch.train --config=configs/adapt/recover.py --workdir=runs/recover
 
 First stage: an adapter learns from the frozen tower's windows, pooled by a read-out's correlations. Second stage: that
-adapter's correlations cut every picture into segments, each of which the frozen tower sees alone, on a plain ground;
-what it says of them, in the place they came from, teaches the adapter that is kept (`fusion/segments.py`).
+adapter's correlations pool the windows anew, and cut every picture into segments, each of which the frozen tower sees
+alone, on a plain ground (`fusion/segments.py`); what it says of them teaches the adapter further, while its
+correlations stay those of the first stage.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,25 +20,28 @@ def get_config(arg: str | None = None) -> ConfigDict:
     asked = read_arg(arg)
     first = asked.steps // 2
     rest = asked.steps - first
-    objectives = dict(
-        fusion_distillation=dict(weight=1.0, teacher="fusion", centred_weight=0.5),
-        spatial_correlation=dict(weight=0.3, teacher="fusion", temperature=0.2, regions="picture"),
-    )
-    mine = adapter(asked, "maskclip")
     return recipe(
         asked,
         steps=rest,
         start="refiner",
-        adapter=mine,
-        teacher=dict(FUSION, rule="none", readout="refiner", windows=(), segments=(8,), segment_mix=0.5),
-        objectives=objectives,
+        adapter=adapter(asked, "maskclip"),
+        teacher=dict(FUSION, readout="refiner", segments=(8,)),
+        objectives=_objectives(correlations="refiner", weight=1.0),
         optimizer=optimizer(asked, rest),
         refiner=dict(
             steps=first,
             start="tower",
-            adapter=mine,
+            adapter=adapter(asked, "maskclip"),
             teacher=FUSION,
-            objectives=objectives,
+            objectives=_objectives(correlations="fusion", weight=0.3),
             optimizer=optimizer(asked, first),
         ),
+    )
+
+
+def _objectives(correlations: str, weight: float) -> dict[str, Any]:
+    return dict(
+        fusion_distillation=dict(weight=1.0, teacher="fusion", centred_weight=0.5),
+        anchor_distillation=dict(weight=0.3, teacher="fusion", anchors=256, temperature=0.07),
+        spatial_correlation=dict(weight=weight, teacher=correlations, temperature=0.2, regions="picture"),
     )

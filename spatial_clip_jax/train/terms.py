@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from spatial_clip_jax.data.views import grid_boxes, random_boxes
+from spatial_clip_jax.objectives.anchor_distillation import anchor_distillation
 from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
 from spatial_clip_jax.objectives.refinement import refinement
 from spatial_clip_jax.objectives.region_alignment import region_alignment
@@ -54,6 +55,25 @@ class FusionDistillation:
 
     def __call__(self, views: StepViews) -> Parts:
         return fusion_distillation(views.student, views.teacher(self.teacher), centred_weight=self.centred_weight)
+
+
+@dataclass(frozen=True)
+class AnchorDistillation:
+    """The student's likeness to anchors against a teacher's (objectives/anchor_distillation.py)."""
+
+    weight: float = 1.0
+    teacher: str = FUSION
+    anchors: int = 256
+    temperature: float = 0.07
+
+    def __call__(self, views: StepViews) -> Parts:
+        return anchor_distillation(
+            views.student,
+            views.teacher(self.teacher),
+            views.key("anchors"),
+            anchors=self.anchors,
+            temperature=self.temperature,
+        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +183,7 @@ class RegionText:
 
 TERMS: dict[str, type] = {
     "fusion_distillation": FusionDistillation,
+    "anchor_distillation": AnchorDistillation,
     "region_alignment": RegionAlignment,
     "spatial_correlation": SpatialCorrelation,
     "refinement": Refinement,
