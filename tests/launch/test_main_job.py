@@ -19,9 +19,10 @@ import spatial_clip_jax as scj
 ROOT = Path(__file__).parents[2]
 STAGES = ("refiner", ".")  # their folders below the workdir; each takes half of the steps
 SMALL = (
-    "--config=configs/quickstart.py:world=mini,batch_size=8,steps=8",
+    "--config=configs/adapt/recover.py:world=mini,batch_size=8,steps=8",
     "--config.scale=1.0",
     "--config.adapter.blocks=1",
+    "--config.teacher.windows=((0.5, 0.5),)",
     "--config.teacher.segments=(2,)",
     "--config.refiner.adapter.blocks=1",
     "--config.refiner.teacher.windows=((0.5, 0.5),)",
