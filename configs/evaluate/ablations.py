@@ -26,7 +26,7 @@ def _without(term: str) -> tuple[str, dict[str, Any]]:
 
 
 AXES = (
-    ("blocks", tuple((str(n), _both("adapter.blocks", n)) for n in (1, 2, 3, 4))),
+    ("blocks", tuple((str(n), _both("adapter.blocks", n)) for n in (1, 2, 3, 4, 6))),
     (
         "pictures in percent",
         (
@@ -48,7 +48,7 @@ AXES = (
         "terms",
         (
             ("all", {}),
-            *map(_without, ("fusion_distillation", "spatial_correlation")),
+            *map(_without, ("fusion_distillation", "anchor_distillation", "spatial_correlation")),
             ("without flips", {"flip": False}),
         ),
     ),
