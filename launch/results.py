@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from launch import table
 from launch.measured import PLAIN, TRAINING, Measured, ratio_column
 from launch.reporting import GLOBAL
 from spatial_clip_jax.evaluate.comparison import (

@@ -17,9 +17,9 @@ Result = TypeVar("Result")
 
 
 def strip_tokens(grid: int, fraction: float = 0.35) -> int:
-    """Tokens across the strip beside a crop of `grid` tokens a side: an even number."""
+    """Tokens across the strip beside a crop of `grid` tokens a side: an even number, at least 2."""
     tokens = int(fraction * grid)
-    return tokens + tokens % 2
+    return max(2, tokens + tokens % 2)
 
 
 def composite(

@@ -47,9 +47,17 @@ def write_pictures(folder: Path, count: int) -> Path:
     return folder
 
 
-def small_config(config: ConfigDict, pictures: Path) -> ConfigDict:
-    """The recipe on the folder's pictures."""
+def small_config(config: ConfigDict, pictures: Path, layers: int) -> ConfigDict:
+    """The recipe on the folder's pictures, for a tower of so many blocks."""
     config.data.update(kind="folder", path=str(pictures))
+    return fitted(config, layers)
+
+
+def fitted(config: ConfigDict, layers: int) -> ConfigDict:
+    """The recipe for a shallower tower, where it trains all blocks of its own."""
+    if config.adapter.blocks > layers:
+        config.adapter.blocks = layers
+        config.objectives.registers.attention_layers = (0, 1)
     return config
 
 

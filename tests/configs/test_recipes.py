@@ -27,7 +27,7 @@ from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.sharding import make_mesh
 from spatial_clip_jax.train.views import CHANNELS, NOUNS, REFINER, STEP
 from spatial_clip_jax.train.workdir import resolve
-from tests.configs.small_clip import FAST, small_clip, small_config, start, task_of, write_pictures
+from tests.configs.small_clip import FAST, fitted, small_clip, small_config, start, task_of, write_pictures
 
 RECIPES = [module.name for module in pkgutil.iter_modules(adapt.__path__) if module.name != "base"]
 GEOMETRY = {
@@ -61,7 +61,12 @@ def test_models_are_those_they_are_said_to_be():
 Traced = tuple[Towers, Params]
 
 
-@pytest.mark.parametrize("model", MODELS)
+SLOW = ("clip_l14", "eva02_b16", "eva02_l14", "siglip2_so400m")  # a quarter of a minute each
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS]
+)
 def test_loss_and_gradient_of_every_recipe_have_their_shapes(model):
     """Nothing is computed. Depth changes no shape: of the frozen blocks before those that are trained, one stands for
     all.
@@ -70,7 +75,8 @@ def test_loss_and_gradient_of_every_recipe_have_their_shapes(model):
     vision = dataclasses.replace(spec.vit, layers=MODELS[model].blocks + 1)
     traced: dict[str, Traced] = {}
     for name in RECIPES:
-        trace(recipe(name, f"model={model}"), dataclasses.replace(spec, vision=vision), traced)
+        config = fitted(recipe(name, f"model={model}"), vision.layers)
+        trace(config, dataclasses.replace(spec, vision=vision), traced)
     assert len(traced) > len(RECIPES)
 
 
@@ -122,7 +128,7 @@ def trained() -> dict[str, SpatialClip]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_one_step_moves_the_adapter_alone(name, model, trained, tmp_path):
     # So few steps have no warm-up, whose first step is of rate 0.
-    config = small_config(recipe(name, "steps=3,batch_size=2"), write_pictures(tmp_path / "pictures", 3))
+    config = small_config(recipe(name, "steps=3,batch_size=2"), write_pictures(tmp_path / "pictures", 3), 4)
     check_stages(config, model)
     step_through(config, model, trained, tmp_path)
 

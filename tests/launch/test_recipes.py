@@ -101,7 +101,7 @@ def test_the_table_and_the_report_say_the_same(finished):
     rows = json.loads((finished / "recipes.json").read_text())["rows"]
     for shown in (f"{rows['sliding']['mean']['miou']:.3f}", RESIDUAL, "Claims", f"{BROKEN}, seed 1", "copi"):
         assert shown in text and shown in report
-    assert report.count('class="plot"') == 7 + 1 + 2 and "<script" not in report and "http" not in report
+    assert report.count('class="plot"') == 8 + 1 + 2 and "<script" not in report and "http" not in report
 
 
 def test_on_the_same_world_all_of_the_gain_is_kept(finished):

@@ -25,7 +25,7 @@ from tests.configs.small_clip import FAST, small_clip, small_config, start, task
 
 folder = Path(sys.argv[1])
 config, model = get_config("steps=6,batch_size=8"), small_clip()
-small_config(config, write_pictures(folder / "pictures", 24))
+small_config(config, write_pictures(folder / "pictures", 24), 4)
 spec = read_section(AdapterSpec, earlier_stage(config).adapter, "adapter")
 noise = jax.random.key(5)
 earlier = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(noise, leaf.shape), model.new_adapter(spec, 0)[1])

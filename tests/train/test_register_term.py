@@ -140,7 +140,7 @@ def test_value_equals_one_put_together_by_hand(setting, loss):
     # Controls: without what the term looks at the value is another.
     for changed in (
         tokens._replace(background=tokens.background[:, ::-1], foreground=tokens.foreground[:, ::-1]),
-        tokens._replace(full=tokens.full[::-1]),
+        tokens._replace(full=tokens.full[..., ::-1]),
     ):
         other, _ = objective(inner, ring, boxes, changed, views.key("registers"))
         assert abs(float(other) - float(expected)) > 1e-2
