@@ -166,7 +166,7 @@ def test_your_own_pictures(data, tmp_path):
 REFUSED = {
     "--config.model=no/such/folder": "no checkpoint at 'no/such/folder'",
     "--config=configs/adapt/recover.py:model=nonsense": "model='nonsense'; valid: tiny, clip_b16",
-    "--config.objectives.fusion_distilation.weight=1.0": "no setting 'fusion_distilation'; it has fusion_distillation",
+    "--config.objectives.fusion_distilation.weight=1.0": "no setting 'fusion_distilation'; .*fusion_distillation",
     "--config.objectives.spatial_correlation.teacher=refinar": "unknown teacher 'refinar'; valid: fusion, .*refiner",
     "--config.objectives.spatial_correlation.teacher=average": "'average' needs config.optimizer.average",
     "--config.objectives.spatial_correlation.regions=grit": "drawn by 'grid' or 'random', got 'grit'",
