@@ -9,15 +9,10 @@ in the bundled world four cells a picture, so that every recipe has the same bud
 
 from ml_collections import ConfigDict
 
-from configs.adapt.base import adapter, read_arg, recipe
+from configs.adapt.base import adapter, crops, read_arg, recipe
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: see configs/adapt/base.py."""
     asked = read_arg(arg)
-    cells = 4 if asked.name == "tiny" else 20
-    return recipe(
-        asked,
-        adapter=adapter(asked, "value"),
-        objectives=dict(region_alignment=dict(weight=1.0, boxes="grid", max_boxes=cells)),
-    )
+    return recipe(asked, adapter=adapter(asked, "value"), objectives=crops(asked))

@@ -8,18 +8,10 @@ names, for its code is not public. One third of the steps are the Refiner's.
 
 from ml_collections import ConfigDict
 
-from configs.adapt.base import adapter, read_arg, two_stages
+from configs.adapt.base import adapter, correlations, crops, read_arg, two_stages
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: see configs/adapt/base.py."""
     asked = read_arg(arg)
-    cells = 4 if asked.name == "tiny" else 20
-    correlation = dict(weight=0.3, teacher="refiner", temperature=0.2, regions="random", max_boxes=4, roi_size=7)
-    return two_stages(
-        asked,
-        adapter=adapter(asked, "value"),
-        objectives=dict(
-            region_alignment=dict(weight=1.0, boxes="grid", max_boxes=cells), spatial_correlation=correlation
-        ),
-    )
+    return two_stages(asked, adapter=adapter(asked, "value"), objectives=crops(asked) | correlations("refiner"))

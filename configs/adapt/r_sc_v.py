@@ -7,11 +7,10 @@ A first stage trains the Refiner, as for r_sc_clipself.
 
 from ml_collections import ConfigDict
 
-from configs.adapt.base import adapter, read_arg, two_stages
+from configs.adapt.base import adapter, correlations, read_arg, two_stages
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: see configs/adapt/base.py."""
     asked = read_arg(arg)
-    correlation = dict(weight=1.0, teacher="refiner", temperature=0.2, regions="random", max_boxes=4, roi_size=7)
-    return two_stages(asked, adapter=adapter(asked, "value"), objectives=dict(spatial_correlation=correlation))
+    return two_stages(asked, adapter=adapter(asked, "value"), objectives=correlations("refiner", weight=1.0))

@@ -1,4 +1,4 @@
-"""Recover: our own recipe, and the default.
+"""Recover: our own recipe.
 
     python -m launch.train --config=configs/adapt/recover.py --workdir=runs/recover
 

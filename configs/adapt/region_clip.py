@@ -8,15 +8,10 @@ colour-class pairs; for other pictures give your own, --config.objectives.region
 
 from ml_collections import ConfigDict
 
-from configs.adapt.base import NOUNS, adapter, read_arg, recipe
+from configs.adapt.base import adapter, nouns, read_arg, recipe
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: see configs/adapt/base.py."""
     asked = read_arg(arg)
-    cells = 4 if asked.name == "tiny" else 20
-    return recipe(
-        asked,
-        adapter=adapter(asked, "value"),
-        objectives=dict(region_text=dict(weight=0.1, nouns=NOUNS, boxes="grid", max_boxes=cells)),
-    )
+    return recipe(asked, adapter=adapter(asked, "value"), objectives=nouns(asked))

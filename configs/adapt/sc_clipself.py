@@ -7,18 +7,10 @@ The weight of the correlations and the size of regions are not public: see `obje
 
 from ml_collections import ConfigDict
 
-from configs.adapt.base import adapter, read_arg, recipe
+from configs.adapt.base import adapter, correlations, crops, read_arg, recipe
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: see configs/adapt/base.py."""
     asked = read_arg(arg)
-    cells = 4 if asked.name == "tiny" else 20
-    correlation = dict(weight=0.3, teacher="value", temperature=0.2, regions="random", max_boxes=4, roi_size=7)
-    return recipe(
-        asked,
-        adapter=adapter(asked, "value"),
-        objectives=dict(
-            region_alignment=dict(weight=1.0, boxes="grid", max_boxes=cells), spatial_correlation=correlation
-        ),
-    )
+    return recipe(asked, adapter=adapter(asked, "value"), objectives=crops(asked) | correlations("value"))

@@ -1,24 +1,27 @@
 """Config sections read as frozen dataclasses, so that a misspelt setting is an error that names the right ones."""
 
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any
 
 from ml_collections import ConfigDict
 
-Section = TypeVar("Section")
 
-
-def read_section(kind: type[Section], section: ConfigDict, where: str) -> Section:
+def read_section(kind: Any, section: ConfigDict, where: str) -> Any:
     """A config section as the frozen dataclass `kind`; ValueError on unknown or missing fields, naming them."""
-    values = section.to_dict()
-    valid = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    return build(kind, {name: _frozen(value) for name, value in section.to_dict().items()}, f"config.{where}")
+
+
+def build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """The dataclass `kind` of these values; ValueError on unknown or missing fields, naming them."""
+    valid = [f.name for f in fields(kind)]
     unknown = sorted(set(values) - set(valid))
     if unknown:
-        raise ValueError(f"config.{where} has unknown fields {unknown}; the valid ones are {valid}")
+        raise ValueError(f"{where} has unknown fields {unknown}; the valid ones are {valid}.")
     try:
-        return kind(**{name: _frozen(value) for name, value in values.items()})
+        return kind(**values)
     except TypeError as error:
-        raise ValueError(f"config.{where} is incomplete: {error}") from error
+        raise ValueError(f"{where} is incomplete: {error}.") from error
 
 
 def _frozen(value: Any) -> Any:

@@ -1,11 +1,12 @@
 """The part of a config that the training loop reads, checked in one place."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import ml_collections
+
+from spatial_clip_jax.train.sections import build
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,10 @@ def read_settings(config: ml_collections.ConfigDict) -> Settings:
     known = {f.name: values[f.name] for f in fields(Settings) if f.name in values}
     sections = {"optimizer": OptimizerSettings, "checkpoint": CheckpointSettings}
     for name, section in sections.items():
-        known[name] = _build(section, known.get(name, {}), f"config.{name}")
-    settings = _build(Settings, known, "config")
+        known[name] = build(section, known.get(name, {}), f"config.{name}")
+    settings = build(Settings, known, "config")
     _check_positive(settings)
     return settings
-
-
-def _build(section: Any, values: Mapping[str, Any], where: str) -> Any:
-    names = [f.name for f in fields(section)]
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise ValueError(f"{where} has unknown fields {unknown}; the valid ones are {names}.")
-    try:
-        return section(**values)
-    except TypeError as error:
-        raise ValueError(f"{where} is incomplete: {error}.") from error
 
 
 def _check_positive(settings: Settings) -> None:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from spatial_clip_jax.data.views import crop_and_resize
-from spatial_clip_jax.fusion.core import unit_length
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, embed_images, fused_maps, read_pixels
 from spatial_clip_jax.fusion.roi import roi_align
 from spatial_clip_jax.fusion.settings import FusionSettings
@@ -138,7 +137,7 @@ class StepViews:
         """The frozen tower's global embeddings of letterboxed crops at its native size: CLIPSelf's teacher."""
         crops = self.cut(boxes)
         embedding = embed_images(self.teachers.towers, self.frozen, crops.reshape(-1, *crops.shape[2:]))
-        return unit_length(embedding).reshape(*boxes.shape[:2], -1)
+        return embedding.reshape(*boxes.shape[:2], -1)
 
     def cut(self, boxes: Float[Array, "b n 4"]) -> UInt8[Array, "b n side side 3"]:
         """Letterboxed crops at the tower's native size."""

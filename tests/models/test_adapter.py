@@ -86,8 +86,8 @@ def test_lora_trains_two_factors_of_every_linear_kernel_of_every_family(clip: Cl
     assert params.keys() == {f"blocks/0/{name}/{part}" for name in [*layers, "mlp/fc1", "mlp/fc2"] for part in "ab"}
     assert params["blocks/0/mlp/fc1/a"].shape == (48, 8) and params["blocks/0/mlp/fc1/b"].shape == (8, 96)
     eva, lora = VisionSpec(16, 8, 16, 2, 2, 32, **EVA), AdapterSpec("lora", 2, rank=3)
-    build = lambda rngs: SpatialAdapter(lora, VisionTower(eva, 8, rngs=rngs), rngs=rngs)  # noqa: E731
-    params = flatten_params(abstract_params(build)[1])
+    shapes = abstract_params(lambda rngs: SpatialAdapter(lora, VisionTower(eva, 8, rngs=rngs), rngs=rngs))[1]
+    params = flatten_params(shapes)
     layers += [f"mlp/{name}" for name in ("gate", "up", "down")]
     assert params.keys() == {f"blocks/{i}/{name}/{part}" for i in (0, 1) for name in layers for part in "ab"}
     assert params["blocks/1/mlp/down/b"].shape == (3, 16)
