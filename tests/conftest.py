@@ -1,7 +1,8 @@
 """Shapes in signatures are checked in every test; Grain reads absl flags, which pytest does not parse.
 
 Compiling takes most of the suite's time, and the commands that tests start compile the same again: all processes of one
-run of pytest share a cache of compiled programs, which is gone afterwards.
+run of pytest share a cache of compiled programs, which is gone afterwards; and programs that run for a moment are not
+worth optimizing.
 """
 
 import os
@@ -18,6 +19,7 @@ OWNED = CACHE not in os.environ
 # Before jax is imported, which reads it then; workers and commands inherit it.
 os.environ.setdefault(CACHE, tempfile.mkdtemp(prefix="compiled-") if OWNED else "")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 install_import_hook("spatial_clip_jax", f"{tests.typecheck.__name__}.check")
 

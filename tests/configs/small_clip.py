@@ -24,8 +24,6 @@ from spatial_clip_jax.train.state import TrainState, new_state
 from spatial_clip_jax.train.step import make_train_step
 from spatial_clip_jax.train.task import Task
 
-FAST = {"xla_backend_optimization_level": 0}  # compiles faster
-
 
 def small_clip() -> SpatialClip:
     """Four blocks of 16 channels on pictures of 2 x 2 patches; it reads text as the bundled model does."""

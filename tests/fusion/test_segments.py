@@ -13,10 +13,9 @@ from PIL import Image
 from spatial_clip_jax.fusion.segments import masked_views, segment_fusion, segment_tokens
 
 RNG = np.random.default_rng(0)
-FAST = {"xla_backend_optimization_level": 0}  # compiles faster
 PLACE, TEMPERATURE, ITERATIONS = 0.5, 0.05, 10
-segmented = jax.jit(segment_tokens, static_argnames=("count", "place", "temperature"), compiler_options=FAST)
-viewed = jax.jit(masked_views, static_argnames=("size", "margin"), compiler_options=FAST)
+segmented = jax.jit(segment_tokens, static_argnames=("count", "place", "temperature"))
+viewed = jax.jit(masked_views, static_argnames=("size", "margin"))
 
 
 def units(maps):
@@ -173,7 +172,7 @@ TOWARDS = RNG.normal(size=(12, 12)).astype(np.float32)
 
 def fused(embed):
     fuse = functools.partial(segment_fusion, embed, size=SIZE, counts=COUNTS, mix=MIX)
-    return np.asarray(jax.jit(fuse, compiler_options=FAST)(IMAGES, maps=PLANTED))
+    return np.asarray(jax.jit(fuse)(IMAGES, maps=PLANTED))
 
 
 def look(views):

@@ -17,10 +17,7 @@ VALID = np.array([[True, False, True], [True, True, False]])
 VARIANTS = [{}, {"uniformity": 0.3, "stop_low": True}, {"negatives": False}]
 
 
-FAST = {"xla_backend_optimization_level": 0}  # compiles faster
-
-
-@partial(jax.jit, static_argnames=("uniformity", "stop_low", "negatives"), compiler_options=FAST)
+@partial(jax.jit, static_argnames=("uniformity", "stop_low", "negatives"))
 def loss_and_gradient(maps, boxes, targets, valid, **settings):
     return jax.value_and_grad(lambda m: refinement(m, boxes, targets, valid=valid, **settings), has_aux=True)(maps)
 

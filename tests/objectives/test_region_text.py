@@ -20,10 +20,7 @@ PRESENT = (2, 3, 5)
 SCALE = 5.0
 
 
-FAST = {"xla_backend_optimization_level": 0}  # compiles faster
-
-
-@partial(jax.jit, static_argnames="classes", compiler_options=FAST)
+@partial(jax.jit, static_argnames="classes")
 def loss_and_gradients(maps, boxes, valid, labels, text, key, scale, classes):
     def loss(maps, text, scale):
         return region_text(maps, boxes, valid, labels, text, key, classes=classes, logit_scale=scale)

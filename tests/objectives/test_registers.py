@@ -28,10 +28,7 @@ LIVELY = np.arange(C) != 2
 normalize = partial(torch.nn.functional.normalize, dim=-1)
 
 
-FAST = {"xla_backend_optimization_level": 0}  # compiles faster
-
-
-@partial(jax.jit, static_argnames=("matching", "uniformity"), compiler_options=FAST)
+@partial(jax.jit, static_argnames=("matching", "uniformity"))
 def loss_and_gradients(student, ring, boxes, teacher, channels, **settings):
     def loss(student, ring):
         return registers(student, ring, boxes, teacher, KEY, channels=channels, **settings)
@@ -99,7 +96,7 @@ def verdict(targets, attention):
     ring = unit_length(jnp.asarray(np.where(LIVELY, RING, 0), jnp.float32)).repeat(P, axis=0)
     foreground, background = (tokens[name].reshape(B * P, -1, C) for name in ("foreground", "background"))
     targets = jnp.asarray(targets, jnp.float32)
-    judge = jax.jit(clean_tokens, compiler_options=FAST)
+    judge = jax.jit(clean_tokens)
     clean, spurious = judge(KEY, foreground, background, tokens["reference"], targets, ring, attention)
     return torch.tensor(np.asarray(clean)), torch.tensor(np.asarray(spurious, np.float64))
 

@@ -8,7 +8,7 @@ from spatial_clip_jax.objectives import spurious
 from spatial_clip_jax.objectives.spurious import Attention, draw_spurious, lively_channels, unlike_unrelated
 
 RNG = np.random.default_rng(0)
-clean_tokens = jax.jit(spurious.clean_tokens, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
+clean_tokens = jax.jit(spurious.clean_tokens)
 not_hijacked = jax.jit(spurious.not_hijacked)
 unlike_registers = jax.jit(spurious.unlike_registers)
 

@@ -21,7 +21,7 @@ from spatial_clip_jax.models.params import flatten_params
 from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.sharding import AXES, batch_sharding, replicated
-from tests.configs.small_clip import FAST, small_clip, small_config, start, task_of, write_pictures
+from tests.configs.small_clip import small_clip, small_config, start, task_of, write_pictures
 
 folder = Path(sys.argv[1])
 config, model = get_config("steps=6,batch_size=8"), small_clip()
@@ -46,7 +46,7 @@ def trained(devices, runs):
                 given = jax.device_put(batch, place)
                 assert len({shard.device for shard in given["image"].addressable_shards}) == devices
                 assert given["image"].addressable_shards[0].data.shape[0] == 8 // devices
-                compiled = compiled or step.lower(state, frozen, given).compile(FAST)
+                compiled = compiled or step.lower(state, frozen, given).compile()
                 state, _ = compiled(state, frozen, given)
             found.append(flatten_params(jax.tree.map(np.array, state.params)))
     assert ("all-reduce" in compiled.as_text()) == (devices > 1)

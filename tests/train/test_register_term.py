@@ -38,7 +38,6 @@ SPEC = VisionSpec(image_size=NATIVE, patch_size=PATCH, width=WIDTH, layers=2, he
 ADAPTER = AdapterSpec("lora", 2, rank=2, ring=1)
 TERM = dict(crops=CROPS, sides=("right",), attention_layers=(0, 1), correlation_from=FIRST_LATE)
 KEY = jax.random.key(0)
-FAST = {"xla_backend_optimization_level": 0}  # compiles faster
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def term_loss(towers, **changes):
 
 @pytest.fixture(scope="module")
 def loss(setting):
-    return jax.jit(term_loss(setting[0]), compiler_options=FAST)
+    return jax.jit(term_loss(setting[0]))
 
 
 def normalised(images):
@@ -82,7 +81,7 @@ def grid_tokens(params, hidden, grid):
 def by_hand(setting, crops):
     """The arguments of the objectives; the student is the tower with merged weights, the ring is padding by NumPy."""
     towers, params, frozen, batch = setting
-    run = jax.jit(lambda weights, pixels: join_params(towers.vision, weights)(pixels), compiler_options=FAST)
+    run = jax.jit(lambda weights, pixels: join_params(towers.vision, weights)(pixels))
     tower, plain = join_params(towers.vision, frozen["vision"]), frozen["vision"]
     merged = merge(tower, join_params(towers.adapter, params), 1.0)
     reference, pixels = normalised(reference_picture(NATIVE, NATIVE)), normalised(batch["image"])
@@ -132,7 +131,7 @@ def test_value_equals_one_put_together_by_hand(setting, loss):
     boxes = random_boxes(views.key("random boxes"), 2, CROPS)
     crops = np.asarray(roi_align(jnp.asarray(normalised(batch["image"])), boxes, NATIVE)).reshape(-1, NATIVE, NATIVE, 3)
     inner, ring, tokens, wider = by_hand(setting, crops)
-    objective = jax.jit(partial(registers, channels=frozen["channels"]), compiler_options=FAST)
+    objective = jax.jit(partial(registers, channels=frozen["channels"]))
     expected, _ = objective(inner, ring, boxes, tokens, views.key("registers"))
     value, parts = loss(params, frozen | {"step": jnp.int32(FIRST_LATE - 1)}, batch, KEY)
     assert float(value) == pytest.approx(float(expected), rel=1e-4)
