@@ -4,8 +4,8 @@
 
 First stage: an adapter learns from the frozen tower's windows, pooled by a read-out's correlations. Second stage: that
 adapter's correlations pool the windows anew, and cut every picture into segments, each of which the frozen tower sees
-alone, on a plain ground (`fusion/segments.py`); what it says of them teaches the adapter further, while its
-correlations stay those of the first stage.
+alone, on a plain ground (`fusion/segments.py`); what it says of them teaches a new adapter, whose correlations are to
+be those of the first stage's.
 """
 
 from typing import Any
@@ -23,15 +23,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return recipe(
         asked,
         steps=rest,
-        start="refiner",
-        adapter=adapter(asked, "maskclip"),
+        adapter=adapter(asked, "plain"),
         teacher=dict(FUSION, readout="refiner", segments=(8,)),
         objectives=_objectives(correlations="refiner", weight=1.0),
         optimizer=optimizer(asked, rest),
         refiner=dict(
             steps=first,
-            start="tower",
-            adapter=adapter(asked, "maskclip"),
+            adapter=adapter(asked, "plain"),
             teacher=FUSION,
             objectives=_objectives(correlations="fusion", weight=0.3),
             optimizer=optimizer(asked, first),
@@ -42,6 +40,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def _objectives(correlations: str, weight: float) -> dict[str, Any]:
     return dict(
         fusion_distillation=dict(weight=1.0, teacher="fusion", centred_weight=0.5),
-        anchor_distillation=dict(weight=0.3, teacher="fusion", anchors=256, temperature=0.07),
+        anchor_distillation=dict(weight=3.0, teacher="fusion", anchors=256, temperature=0.03),
         spatial_correlation=dict(weight=weight, teacher=correlations, temperature=0.2, regions="picture"),
     )

@@ -45,6 +45,11 @@ AXES = (
     ),
     ("segments", tuple((" and ".join(map(str, n)), {"teacher.segments": n}) for n in ((4,), (8,), (16,), (4, 8)))),
     (
+        "anchors' temperature",
+        tuple((str(t), _both("objectives.anchor_distillation.temperature", t)) for t in (0.01, 0.03, 0.1)),
+    ),
+    ("second stage starts as", tuple((start, {"start": start}) for start in ("tower", "refiner"))),
+    (
         "terms",
         (
             ("all", {}),
