@@ -193,6 +193,6 @@ def _ious(objects: Float[np.ndarray, "p h w"], questions: Questions, threshold: 
     ]
 
 
-def _by_seen(name: str, right: Bool[np.ndarray, "n"], seen: Bool[np.ndarray, "n"]) -> dict[str, float]:
+def _by_seen(name: str, right: Bool[np.ndarray, " n"], seen: Bool[np.ndarray, " n"]) -> dict[str, float]:
     kinds = {name: right, f"{name}_seen": right[seen], f"{name}_unseen": right[~seen]}
     return {kind: accuracy(of_kind) for kind, of_kind in kinds.items()}

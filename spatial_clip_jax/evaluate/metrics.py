@@ -65,13 +65,13 @@ def region_embeddings(dense: Float[AnyArray, "h w e"], masks: Bool[np.ndarray, "
 
 
 def top1(
-    embeddings: Float[AnyArray, "n e"], bank: Float[AnyArray, "m e"], truth: Integer[np.ndarray, "n"]
-) -> Bool[np.ndarray, "n"]:
+    embeddings: Float[AnyArray, "n e"], bank: Float[AnyArray, "m e"], truth: Integer[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
     """Whether each embedding's most similar vector of the bank is the true one (its index)."""
     return (np.asarray(embeddings) @ np.asarray(bank).T).argmax(-1) == truth
 
 
-def accuracy(right: Sequence[bool] | Sequence[float] | Bool[np.ndarray, "n"]) -> float:
+def accuracy(right: Sequence[bool] | Sequence[float] | Bool[np.ndarray, " n"]) -> float:
     """Mean of answers that are right, wrong or in between; NaN if there are none to judge."""
     return float(np.mean(right)) if len(right) else float("nan")
 

@@ -46,7 +46,7 @@ class TextBank:
     """The embeddings a benchmark asks for; `pairs` are those of the `vectors` ranked against each other."""
 
     pairs: tuple[str, ...]
-    vectors: Mapping[str, Float[np.ndarray, "e"]]
+    vectors: Mapping[str, Float[np.ndarray, " e"]]
     generic: Float[np.ndarray, "m e"]
 
     def embed(self, phrases: Sequence[str]) -> Float[np.ndarray, "k e"]:

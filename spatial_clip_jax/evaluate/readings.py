@@ -92,7 +92,7 @@ def similarities(readings: Sequence[PictureReading], questions: Questions, gener
     return Similarities(objects, parts)
 
 
-def regions_right(readings: Sequence[PictureReading], questions: Questions, bank: TextBank) -> Bool[np.ndarray, "r"]:
+def regions_right(readings: Sequence[PictureReading], questions: Questions, bank: TextBank) -> Bool[np.ndarray, " r"]:
     """Whether each region's own pair ranks first among all pairs."""
     truth = np.array(bank.ranks([region.phrase for region in questions.regions]), np.int64)
     return top1(np.concatenate([reading.regions for reading in readings]), bank.embed(bank.pairs), truth)

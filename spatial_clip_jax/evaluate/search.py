@@ -122,8 +122,8 @@ def mean_ious(
     highest: Float[np.ndarray, "b H W"],
     winner: Int[np.ndarray, "b H W"],
     truth: Int[np.ndarray, "b H W"],
-    thresholds: Float[np.ndarray, "t"],
-) -> Float[np.ndarray, "t"]:
+    thresholds: Float[np.ndarray, " t"],
+) -> Float[np.ndarray, " t"]:
     """metrics.picture_iou, mean over pictures, for every rising threshold at once.
 
     `highest` and `winner` are the best phrase's similarity and label, `truth` the true label or -1. Pixels

@@ -55,7 +55,7 @@ def outliers(patches: Float[Array, "b n d"]) -> Bool[Array, "b n"]:
     return jax.vmap(lambda index: jnp.zeros(n, bool).at[index].set(True))(highest)
 
 
-def outlier_factor(patches: Float[Array, "n d"]) -> Float[Array, "n"]:
+def outlier_factor(patches: Float[Array, "n d"]) -> Float[Array, " n"]:
     """Local outlier factor (Breunig et al. 2000) of one picture's patches, with min(30, n - 1) neighbours."""
     centred = patches - patches.mean(0)  # distances stay as they are, and round less
     squares, products = jnp.square(centred).sum(-1), jnp.matmul(centred, centred.T, precision="highest")

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 
 def caption_words(
-    image: Float[Array, "b e"], head: Float[Array, "e v"], ids: Int[Array, "b t"], weights: Float[Array, "v"]
+    image: Float[Array, "b e"], head: Float[Array, "e v"], ids: Int[Array, "b t"], weights: Float[Array, " v"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross-entropy of softmax(image head) against the caption's tokens: SuperClass (arXiv 2411.03313, section 3).
 
@@ -25,7 +25,7 @@ def caption_words(
     return loss, {"caption_words": loss}
 
 
-def rarity(ids: Int[np.ndarray, "n t"], vocabulary: int, least: int = 3) -> Float[np.ndarray, "{vocabulary}"]:
+def rarity(ids: Int[np.ndarray, "n t"], vocabulary: int, least: int = 3) -> Float[np.ndarray, " {vocabulary}"]:
     """Inverse document frequency of every token, from a sample of captions; 0 for those in every or almost no caption.
 
     Tokens that stand in every caption (begin, end) get log 1 = 0; those in fewer than `least` captions get 0 as well.

@@ -21,7 +21,7 @@ class Localization:
     """
 
     boxes: Float[np.ndarray, "n 4"]
-    scores: Float[np.ndarray, "n"]
+    scores: Float[np.ndarray, " n"]
     point: tuple[float, float]
     heatmap: Float[np.ndarray, "H W"]
 
@@ -29,9 +29,9 @@ class Localization:
 class Components(NamedTuple):
     """Connected regions of several heatmaps: `owner` the heatmap's index; grouped by owner, best first."""
 
-    owner: Int[np.ndarray, "n"]
+    owner: Int[np.ndarray, " n"]
     boxes: Float[np.ndarray, "n 4"]
-    scores: Float[np.ndarray, "n"]
+    scores: Float[np.ndarray, " n"]
 
 
 def localize(
@@ -79,7 +79,7 @@ def components(heat: Float[np.ndarray, "k H W"], threshold: float) -> Components
     return Components(owner[order], boxes[order], scores[order])
 
 
-def _scores(heat: np.ndarray, labels: np.ndarray, count: int) -> Float[np.ndarray, "n"]:
+def _scores(heat: np.ndarray, labels: np.ndarray, count: int) -> Float[np.ndarray, " n"]:
     inside = np.flatnonzero(labels)
     members = labels.ravel()[inside]
     area = np.bincount(members, minlength=count + 1)[1:]
