@@ -24,7 +24,7 @@ from spatial_clip_jax.evaluate.benchmark import Settings
 from spatial_clip_jax.evaluate.prompts import embed_phrases
 from spatial_clip_jax.fusion import encoders
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers
-from spatial_clip_jax.fusion.settings import FusionSettings, average_maps
+from spatial_clip_jax.fusion.settings import WINDOWS, FusionSettings, average_maps
 from spatial_clip_jax.models.adapter import SpatialAdapter, materialised, merge
 from spatial_clip_jax.models.clip import similarity_scale, vision_tower
 from spatial_clip_jax.models.geometries import named_spec
@@ -196,11 +196,14 @@ class SpatialClip:
     ) -> Float[Array, "b h w e"]:
         """Dense maps of unit length in text space.
 
-        readout: "adapter" or a training-free one (`self.towers.readouts`); by default the adapter's if one is loaded.
+        readout: "adapter", "windows" (of the frozen tower, fused by FusionSettings as they are, in many passes) or a
+        training-free one of one pass (`self.towers.readouts`); by default the adapter's if one is loaded.
         scales: input sizes, as multiples of the native one for the short side (aspect kept, whole patches); several are
         averaged on the finest grid. fusion: windows as well, by these settings, which name their own read-out, so that
         none can be given beside them.
         """
+        if readout == WINDOWS and fusion is None:
+            readout, fusion = None, FusionSettings()
         name = self._readout(readout, fusion)
         pictures = _decoded(images)
         views = [self._views(pictures, scale) for scale in _scales(scales)]

@@ -125,6 +125,12 @@ def test_scales_and_fusion_keep_unit_length(model, adapted, picture):
         np.testing.assert_allclose(np.linalg.norm(maps, axis=-1), 1, atol=1e-5)
 
 
+def test_windows_are_the_fusion_as_it_is(model, picture):
+    windows = model.dense(picture, "windows")
+    np.testing.assert_array_equal(windows, model.dense(picture, fusion=FusionSettings()))
+    assert np.abs(windows - model.dense(picture, FusionSettings().readout)).max() > 0.05
+
+
 def test_tasks_answer(adapted, picture):
     opposite = {"left of": "right of", "above": "below", "inside": "around"}
     for relation, other in opposite.items():
@@ -232,6 +238,7 @@ def test_scales_are_a_list_of_positive_numbers(unchecked, model, picture, scales
         ({"fusion": True}, "fusion must be FusionSettings"),
         ({"fusion": FusionSettings(readout="nonsense")}, "unknown read-out 'nonsense'"),
         ({"fusion": FusionSettings(), "readout": "plain"}, "given without readout="),
+        ({"fusion": FusionSettings(), "readout": "windows"}, "given without readout="),
     ],
 )
 def test_readout_and_fusion_are_known(unchecked, model, picture, options, says):

@@ -4,6 +4,7 @@
       --config.data.kind=folder --config.data.path=PICTURES --config.measure=False
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +12,10 @@ from ml_collections import ConfigDict
 
 from configs.common import REPLICATED, parse_arg
 from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
+from spatial_clip_jax.fusion.settings import FusionSettings
 
 # The frozen tower's fused views: windows' global embeddings pooled by a read-out's correlations (design.md, section 8).
-FUSION = dict(
-    rule="affinity",
-    readout="maskclip",
-    windows=((0.5, 0.5), (1.0, 0.5)),
-    temperature=0.1,
-    mix=0.5,
-    sigma=0.25,
-    chunk=None,
-    segments=(),
-    segment_mix=0.5,
-)
+FUSION = dataclasses.asdict(FusionSettings())
 # The usual multi-scale sliding window: dense maps of overlapping windows, averaged.
 SLIDING = dict(FUSION, rule="overlap_add", windows=((0.5, 0.25), (1.0, 0.5)))
 

@@ -64,6 +64,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: steps=N, batch_size=N, world=quickstart|full|mini, the budget of every run."""
     config = recipes.get_config(arg)
     config.recipes, config.seeds, config.axes = (BASE,), (0,), AXES
-    config.benchmark.rows = ("plain", "maskclip", "fusion")
+    config.benchmark.rows = ("plain", "maskclip", "windows")
     config.claims, config.generalise = ConfigDict(dict(default="")), ()
     return config

@@ -42,8 +42,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             shared=(),
             # Variations of the first recipe: ((axis, ((label, {config path: value}), ...)), ...).
             axes=(),
-            # Frozen teachers, a row each: `fusion` is that of recover's first stage, `sliding` spar's.
-            teachers=dict(fusion=FUSION, sliding=SLIDING),
+            # Frozen teachers, a row each: `windows` is that of recover's first stage, `sliding` spar's.
+            teachers=dict(windows=FUSION, sliding=SLIDING),
             # As in quickstart; `rows` are those that need no training, () for all.
             benchmark=main.benchmark.to_dict() | dict(unsupervised=True),
             # One pass is timed on random pictures of `scale` times the native size, in turns with the plain tower's.

@@ -16,11 +16,14 @@ from spatial_clip_jax.models.vision import preprocess
 Images = UInt8[Array, "b H W 3"]
 Maps = Float[Array, "b h w e"]
 Pixels = Float[Array, "b H W 3"]
+WINDOWS = "windows"  # the read-out by these settings as they are
 
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """Windows are (side, stride) in units of the tower's native input size; see `core.fuse` for the rest.
+    """How views are fused; as they are, the read-out called "windows" and the first teacher of the recipes.
+
+    Windows are (side, stride) in units of the tower's native input size; see `core.fuse` for the rest.
 
     `readout` is read from the whole view (rule "affinity" and "none") or from every window (rule "overlap_add"). Rule
     "none" has no windows: the map is the read-out's. `segments`, if any, are numbers of masked views that are cut by
@@ -29,9 +32,9 @@ class FusionSettings:
     """
 
     rule: str = "affinity"
-    readout: str = "clearclip"
-    windows: tuple[tuple[float, float], ...] = ((0.5, 0.25), (1.0, 0.5))
-    temperature: float = 0.2
+    readout: str = "maskclip"
+    windows: tuple[tuple[float, float], ...] = ((0.5, 0.5), (1.0, 0.5))
+    temperature: float = 0.1
     mix: float = 0.5
     sigma: float = 0.25
     chunk: int | None = None

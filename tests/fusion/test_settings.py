@@ -30,7 +30,7 @@ def test_impossible_settings_are_refused(monkeypatch, field: str, values: tuple)
 
 
 def test_windows_belong_to_the_rules_that_look_through_them():
-    with pytest.raises(ValueError, match=r"rule 'none' has no windows: give \(\), got \(\(0.5, 0.25\)"):
+    with pytest.raises(ValueError, match=r"rule 'none' has no windows: give \(\), got \(\(0.5, 0.5\)"):
         FusionSettings(rule="none")
     with pytest.raises(ValueError, match="windows must be a tuple of pairs"):
         FusionSettings(rule="affinity", windows=(), segments=(4,))
