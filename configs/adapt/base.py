@@ -41,7 +41,7 @@ class Model:
     warmup_steps: int
 
 
-# The bundled model's numbers are quickstart's. The others' follow published recipes, at 560 pixels as in DeCLIP
+# The bundled model's numbers are those of quickstart. The others' follow published recipes, at 560 pixels as in DeCLIP
 # (arXiv 2505.04410); nothing here has been trained with them.
 MODELS = {
     "tiny": Model("tiny", 6, 3, 2.0, 600, 16, 1e-3, 50),

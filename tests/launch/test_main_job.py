@@ -171,7 +171,7 @@ REFUSED = {
     "--config.objectives.spatial_correlation.teacher=average": "'average' needs config.optimizer.average",
     "--config.objectives.spatial_correlation.regions=grit": "drawn by 'grid' or 'random', got 'grit'",
     "--config.adapter.variant=copi": "'copy' or 'residual'",
-    "--config.adapter.blocks=2": "config.refiner.adapter must be like config.adapter",
+    "--config.adapter.blocks=2 --config.start=refiner": "config.refiner.adapter must be like config.adapter",
     "--config.start=average": "config.start must be 'tower' or 'refiner', got 'average'",
     "--config.adapter.readout=gem": "No read-out of the last block alone is called 'gem'. Valid names: .*maskclip",
     "--config.teacher.readout=gemm": "unknown read-out 'gemm' of the teacher; valid: refiner, plain",
