@@ -9,14 +9,14 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from spatial_clip_jax.data.scenes.build import records
-from spatial_clip_jax.data.scenes.records import WorldConfig, world_features
+from spatial_clip_jax.data.scenes.records import World, WorldConfig
 from spatial_clip_jax.data.scenes.splits import SPLITS
 
 SIDE = 128
 SCALES = (1.0, 1.5, 2.0)
 
 
-class Scenes(tfds.core.GeneratorBasedBuilder):
+class Scenes(World):
     """Scenes of 1 to 5 objects with exact masks, boxes, parts, attributes and relations."""
 
     name = "scenes"
@@ -48,14 +48,6 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             scales=SCALES,
         ),
     ]
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, description=self.__doc__ or "", features=world_features())
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        del dl_manager  # nothing is downloaded
-        sizes = self.builder_config.sizes
-        return {name: self._generate_examples(name, count) for name, count in sizes.items()}
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         return records(SPLITS[split], count, self.builder_config.side)

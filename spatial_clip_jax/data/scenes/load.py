@@ -11,10 +11,10 @@ from PIL import Image
 from spatial_clip_jax.data.scenes import vocabulary as v
 from spatial_clip_jax.data.scenes.annotations import AnnotatedObject, AnnotatedPart, AnnotatedPicture
 from spatial_clip_jax.data.scenes.builder import Scenes
-from spatial_clip_jax.data.scenes.records import RELATIONS
+from spatial_clip_jax.data.scenes.records import RELATIONS, World
 from spatial_clip_jax.data.sketches.builder import Sketches
 
-WORLDS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
+WORLDS: dict[str, type[World]] = {
     config: builder for builder in (Scenes, Sketches) for config in builder.builder_configs
 }
 

@@ -1,7 +1,7 @@
 """How annotated pictures are stored, the same for every world: TFDS features, and the record of each thing."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,17 @@ def world_features() -> tfds.features.FeaturesDict:
         "relations": tfds.features.Sequence({"subject": np.int32, "relation": relation, "object": np.int32}),
     }
     return tfds.features.FeaturesDict(features)
+
+
+class World(tfds.core.GeneratorBasedBuilder):
+    """A builder whose configs are `WorldConfig`s; `_generate_examples(split, count)` is the world's own."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, description=self.__doc__ or "", features=world_features())
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        del dl_manager  # nothing is downloaded
+        return {name: self._generate_examples(name, count) for name, count in self.builder_config.sizes.items()}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from spatial_clip_jax.data.scenes.records import WorldConfig, annotated_record, world_features
+from spatial_clip_jax.data.scenes.records import World, WorldConfig, annotated_record
 from spatial_clip_jax.data.sketches.draw import Drawing, draw
 from spatial_clip_jax.data.sketches.sample import SPLITS, Sketch, Split, sketch_at
 
@@ -18,7 +18,7 @@ SIDE = 320
 SCALES = (2.0, 3.0, 4.0)
 
 
-class Sketches(tfds.core.GeneratorBasedBuilder):
+class Sketches(World):
     """Hand-drawn sketches of 1 to 8 small objects with exact masks, boxes, parts, attributes and relations."""
 
     name = "sketches"
@@ -40,14 +40,6 @@ class Sketches(tfds.core.GeneratorBasedBuilder):
             scales=SCALES,
         ),
     ]
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, description=self.__doc__ or "", features=world_features())
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        del dl_manager  # nothing is downloaded
-        sizes = self.builder_config.sizes
-        return {name: self._generate_examples(name, count) for name, count in sizes.items()}
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(count):
