@@ -46,6 +46,7 @@ from spatial_clip_jax.train.workdir import resolve
 
 logger = logging.getLogger(__name__)
 TOWER = "tower"  # what an adapter is at first, unless it is the refiner
+STAGE_SEED = 1_000_000  # a stage before draws pictures, mirrorings and boxes of its own
 BANK_PICTURES, BANK_BATCH = 64, 8  # lazy channels are told from so many pictures, so many at a time
 # What a stage before has of its own; the rest it shares with the stage it serves.
 STAGE = ("steps", "adapter", "start", "teacher", "cache_teacher", "objectives", "optimizer", "flip", "data")
@@ -58,8 +59,9 @@ def earlier_stage(config: ConfigDict) -> ConfigDict | None:
     unknown = sorted(set(config.refiner) - {*STAGE, REFINER})
     if unknown:
         raise ValueError(f"config.refiner has unknown fields {unknown}; the valid ones are {sorted(STAGE)}")
+    own = {"measure": False, "start": TOWER, REFINER: None, "seed": config.seed + STAGE_SEED}
     # Whole sections: what the later stage says of itself does not shine through.
-    return ConfigDict(config.to_dict() | {"measure": False, REFINER: None} | config.refiner.to_dict())
+    return ConfigDict(config.to_dict() | own | config.refiner.to_dict())
 
 
 def adaptation_task(

@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from configs import adapt
 from configs.adapt.base import MODELS
+from configs.evaluate import ablations, recipes
 from launch.adaptation import check_stages, earlier_stage, read_teaching
-from spatial_clip_jax.api import SpatialClip
+from launch.variations import read_variations
+from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.fusion.encoders import Towers
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.clip import vision_tower
@@ -175,3 +177,19 @@ def test_a_stages_sections_are_its_own():
     after = resolve(config)
     assert after["refiner"] == before["refiner"] and after["benchmark"] == before["benchmark"]
     assert earlier_stage(config).adapter.blocks == 3 and earlier_stage(config).teacher.temperature != 9.0
+
+
+def test_a_stage_before_draws_its_own_and_starts_from_the_tower():
+    config = recipe("recover", "seed=3")
+    config.start = "refiner"
+    before = earlier_stage(config)
+    assert before.start == "tower" and before.seed == earlier_stage(config).seed
+    others = {recipe("recover", f"seed={seed}").seed for seed in range(100)}
+    assert before.seed not in others and before.seed != earlier_stage(recipe("recover", "seed=4")).seed
+
+
+@pytest.mark.parametrize("comparison", [recipes, ablations])
+def test_all_that_a_shipped_comparison_trains_can_be_trained(comparison):
+    tiny = load("tiny")
+    for config in read_variations(comparison.get_config()).configs.values():
+        check_stages(config, tiny)

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import spatial_clip_jax as scj
+from spatial_clip_jax.models.params import flatten_params
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("refiner", ".")  # their folders below the workdir; each takes half of the steps
@@ -95,6 +96,13 @@ def test_the_export_says_what_it_is(whole):
     assert f"| adapter | {scores['adapter']['pointing']:.3f} |" in text and "4 steps of 8" in text
     assert json.loads(record)["benchmark"] == scores and json.loads(record)["pictures"] > 0
     assert str(whole.parent) not in text + record
+
+
+def test_the_clip_itself_is_bit_equal(whole):
+    before, after = (flatten_params(scj.load(source).params) for source in ("tiny", whole / "export"))
+    assert before.keys() == {path for path in after if path[0] != "adapter"}
+    for path, weight in before.items():
+        np.testing.assert_array_equal(after[path], weight, err_msg="/".join(path))
 
 
 def test_export_command(whole, tmp_path):
