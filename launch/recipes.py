@@ -32,7 +32,8 @@ from launch.reporting import GLOBAL
 from launch.results import Comparison, Elsewhere, Results, write_comparison
 from launch.variations import Variations, of_seed, read_variations
 from spatial_clip_jax.data.scenes.load import check_world
-from spatial_clip_jax.evaluate.comparison import Claims, best_of
+from spatial_clip_jax.evaluate.claims import Claims
+from spatial_clip_jax.evaluate.comparison import best_of
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.workdir import held_workdir
 

@@ -11,17 +11,8 @@ from ml_collections import ConfigDict
 from launch import table
 from launch.measured import PLAIN, TRAINING, Measured, ratio_column
 from launch.reporting import GLOBAL
-from spatial_clip_jax.evaluate.comparison import (
-    AVERAGE,
-    Claim,
-    Claims,
-    Rows,
-    averaged,
-    compare,
-    kept_gain,
-    leaders,
-    mean_spread,
-)
+from spatial_clip_jax.evaluate.claims import Claim, Claims, Found, compare
+from spatial_clip_jax.evaluate.comparison import AVERAGE, Rows, averaged, kept_gain, leaders, mean_spread
 from spatial_clip_jax.evaluate.runner import environment, write_whole
 from spatial_clip_jax.evaluate.table import format_spreads, spread_cell
 from spatial_clip_jax.report.comparison import ComparisonReport, Note, build_comparison
@@ -99,12 +90,19 @@ class Comparison:
 
     def costs(self) -> tuple[str, ...]:
         """The columns that are no metrics."""
-        return (TRAINING, *map(ratio_column, self.config.inference.batch_sizes))
+        return (TRAINING, *self.ratios())
+
+    def ratios(self) -> tuple[str, ...]:
+        """The columns of inference times."""
+        return tuple(map(ratio_column, self.config.inference.batch_sizes))
 
     def claims(self) -> list[Claim]:
         """Those of the config, checked."""
         claims = read_section(Claims, self.config.claims, "claims")
-        return compare(self.home.rows(), claims, self.costs()[1:]) if claims.default else []
+        if not claims.default:
+            return []
+        kept = self.elsewhere.kept(self.home).get(claims.default, {}) if self.elsewhere else {}
+        return compare(Found(self.home.rows(), len(self.config.seeds), self.ratios(), kept), claims)
 
     def notes(self) -> list[Note]:
         """Lists of sentences that go below the table."""
