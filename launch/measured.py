@@ -1,6 +1,8 @@
 """Runs and measurements that are kept beside each other on disk, so that none is made twice."""
 
+import functools
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,15 +17,17 @@ from launch.train import LOOP_SECONDS, adapt, export_measured
 from launch.variations import trained_settings
 from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.data.scenes.load import prepare
-from spatial_clip_jax.evaluate.runner import Benchmark, write_whole
+from spatial_clip_jax.evaluate.runner import Benchmark, environment, write_whole
 from spatial_clip_jax.evaluate.speed import Pass, inference_ratio
 from spatial_clip_jax.fusion.encoders import ADAPTER, dense_maps, fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.train.sections import read_section
-from spatial_clip_jax.train.workdir import claim_workdir, resolve
+from spatial_clip_jax.train.workdir import resolve
 
-Measured = dict[str, Any]  # "of", what it was made of; "scores", "costs", "settings", "counts", "baseline"
-PLAIN, TRAINING, TRAINED = "plain", "training_seconds", "trained.json"
+# "of", what it was made of; "scores", "costs", "settings", "counts", "baseline"; "commit", the code that measured it.
+Measured = dict[str, Any]
+PLAIN, TRAINING = "plain", "training_seconds"
+STARTED, TRAINED = "started.json", "trained.json"  # of a run's folder: whose it is, and what its training came to
 
 
 def read_kept(file: Path, of: Mapping[str, Any]) -> Measured | None:
@@ -46,22 +50,26 @@ def kept(file: Path, of: Mapping[str, Any], make: Callable[[], Measured]) -> boo
 
 
 def trained(config: ConfigDict, run: Path, teachers: Path) -> SpatialClip:
-    """The CLIP with the adapter of this run, which is trained, gone on with, or loaded.
+    """The CLIP with the adapter of this run, which is trained, or gone on with, if need be; what is there of other
+    settings is removed first.
 
     Runs of one teacher share its maps below `teachers`. `trained.json` holds the summary and the seconds it took: of
     all, and of all stages' loops at their median speed, which leaves out compiling and computing kept teacher maps.
     """
-    done = run / TRAINED
-    if done.is_file():
-        claim_workdir(run, resolve(config))
-        return load(config.model, run)
+    of = trained_settings(config)
+    if read_kept(run / STARTED, of) is None:
+        shutil.rmtree(run, ignore_errors=True)
+        kept(run / STARTED, of, dict)
+    kept(run / TRAINED, of, functools.partial(_train, config, run, teachers))
+    return load(config.model, run)  # also what was trained just now, so that its times are those of a later start
+
+
+def _train(config: ConfigDict, run: Path, teachers: Path) -> Measured:
     start = time.monotonic()
     adapted, summary = adapt(config, run, teachers)
     wall = time.monotonic() - start
     adapted.save_pretrained(run / "export")
-    seconds = summary[LOOP_SECONDS] or wall
-    write_whole(done, json.dumps({**summary, TRAINING: seconds, "wall_seconds": wall}, indent=2).encode())
-    return adapted
+    return {**summary, TRAINING: summary[LOOP_SECONDS] or wall, "wall_seconds": wall}
 
 
 @dataclass(frozen=True)
@@ -171,4 +179,5 @@ def _content(found: Benchmark, row: str, costs: Mapping[str, float]) -> Measured
         "settings": asdict(found.settings[row]),
         "baseline": found.baseline,
         "counts": found.counts,
+        "commit": environment().get("commit", ""),
     }

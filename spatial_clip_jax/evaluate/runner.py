@@ -1,5 +1,6 @@
 """Runs the benchmark over all rows and writes what came out."""
 
+import functools
 import json
 import os
 import subprocess
@@ -110,7 +111,9 @@ def environment() -> dict[str, Any]:
     return found | ({"commit": commit} if commit else {})
 
 
+@functools.cache
 def _commit() -> str:
+    """Of the code that runs, as near as can be told: asked once, for the checkout may move on under a long run."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
