@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
+
 logger = logging.getLogger(__name__)
 
 
@@ -18,24 +20,26 @@ class Job:
     work: Callable[[], bool]
 
 
-def work_through(jobs: Sequence[Job]) -> dict[str, str]:
-    """Does all jobs, and goes on after one that diverges or does not fit: {title: why} of those that failed."""
-    failed: dict[str, str] = {}
+def work_through(jobs: Sequence[Job], failed: dict[str, str], after: Callable[[], object]) -> None:
+    """Does all jobs, and goes on after one that diverges or does not fit: `failed` gains {title: why} of those.
+
+    `after` is called after every job that had something to do.
+    """
     seconds: dict[str, list[float]] = {}
     for i, job in enumerate(jobs):
         logger.info("[%d of %d] %s%s", i + 1, len(jobs), job.title, _left(jobs[i:], seconds))
         start = time.monotonic()
         try:
             worked = job.work()
-        except (FloatingPointError, ValueError) as error:
+        except (FloatingPointError, ValueError, jax.errors.JaxRuntimeError) as error:  # the last: out of memory
             logger.error("%s failed: %s", job.title, error)
             failed[job.title] = str(error)
             continue
         if worked:
             seconds.setdefault(job.kind, []).append(time.monotonic() - start)
+            after()
         else:
             logger.info("%s: done before", job.title)
-    return failed
 
 
 def _left(jobs: Sequence[Job], seconds: dict[str, list[float]]) -> str:

@@ -4,12 +4,13 @@ python -m launch.evaluate --config=configs/evaluate/recipes.py --workdir=runs/re
 
 The workdir gets recipes.json, recipes.md and report.html, a folder runs/ROW/SEED a run, and a folder
 training_free/ROW a row that needs no training. The same command goes on where it was stopped: finished runs and
-measurements are not repeated, unless the settings that they came from have changed.
+measurements are not repeated, unless the settings that they came from have changed. Files say after every job what is
+measured so far; a row's n says in how many seeds.
 """
 
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from launch.variations import Variations, of_seed, read_variations
 from spatial_clip_jax.data.scenes.load import check_world
 from spatial_clip_jax.evaluate.claims import Claims
 from spatial_clip_jax.evaluate.comparison import best_of
+from spatial_clip_jax.evaluate.runner import environment
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.workdir import held_workdir
 
@@ -41,19 +43,23 @@ logger = logging.getLogger(__name__)
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    """Trains, measures, writes and prints; ValueError at the end, naming them, if runs failed."""
+    """Trains, measures, writes and prints; ValueError at the end, naming them, if runs failed.
+
+    What is there is written after every job, and also when it is interrupted.
+    """
     plan = read_plan(config, workdir)
+    failed: dict[str, str] = {}
+
+    def write() -> str:
+        return write_comparison(workdir, plan.comparison(failed))
+
     with held_workdir(workdir):
-        failed = work_through(plan.jobs())
-        home = plan.results(plan.home, plan.rows, plan.variations.configs)
-        elsewhere = None
-        if plan.generalising:
-            below = best_of(home.rows(), plan.read_outs) or PLAIN
-            references = tuple(dict.fromkeys([PLAIN, below]))
-            failed |= work_through(plan.jobs_elsewhere(references))
-            there = plan.results(plan.elsewhere, references, plan.generalising)
-            elsewhere = Elsewhere(config.second_world, below, there)
-        print(write_comparison(workdir, Comparison(config, home, plan.variations.axes, elsewhere, failed)))
+        logger.info("this is %s", environment())
+        try:
+            work_through(plan.jobs(), failed, write)
+            work_through(plan.jobs_elsewhere(), failed, write)
+        finally:
+            print(write())
     if failed:
         raise ValueError(f"{len(failed)} failed, the others are in the table: {'; '.join(failed)}")
 
@@ -92,9 +98,9 @@ class Plan:
             jobs.append(Job("run", f"{row}, seed {seed}", work))
         return jobs
 
-    def jobs_elsewhere(self, references: Iterable[str]) -> list[Job]:
-        """On the second world: rows to compare with, and the runs that are there."""
-        jobs = [self._row_job(row, self.elsewhere) for row in references]
+    def jobs_elsewhere(self) -> list[Job]:
+        """On the second world: the rows to compare with, and the runs that are there."""
+        jobs = [self._row_job(row, self.elsewhere) for row in self._references()]
         for row, seed, run in self._runs(self.generalising):
             folder = self._folder(row, seed)
             if read_kept(folder / self.home.file, of_run(run, self.home)):
@@ -102,8 +108,22 @@ class Plan:
                 jobs.append(Job("row", title, functools.partial(measure_elsewhere, folder, run, self.elsewhere)))
         return jobs
 
-    def results(self, protocol: Protocol, rows: Iterable[str], recipes: Iterable[str]) -> Results:
+    def comparison(self, failed: Mapping[str, str]) -> Comparison:
         """What is measured so far."""
+        home = self._results(self.home, self.rows, self.variations.configs)
+        there = self._results(self.elsewhere, self._references(), self.generalising)
+        elsewhere = Elsewhere(self.config.second_world, self._below(), there) if there.measurements() else None
+        return Comparison(self.config, home, self.variations.axes, elsewhere, failed)
+
+    def _below(self) -> str:
+        """The best read-out that needs no training, at home."""
+        return best_of(self._results(self.home, self.read_outs, ()).rows(), self.read_outs) or PLAIN
+
+    def _references(self) -> tuple[str, ...]:
+        """The rows over which a gain may be kept elsewhere."""
+        return tuple(dict.fromkeys([PLAIN, self._below()])) if self.generalising else ()
+
+    def _results(self, protocol: Protocol, rows: Iterable[str], recipes: Iterable[str]) -> Results:
         results = Results({}, {})
         for row in rows:
             if found := read_kept(self._row_folder(row) / protocol.file, of_row(row, self.config, protocol)):

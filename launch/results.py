@@ -37,6 +37,10 @@ class Results:
             rows[row] = _columns([found])
         return rows | {row: _columns([found[seed] for seed in sorted(found)]) for row, found in self.runs.items()}
 
+    def measurements(self) -> list[tuple[str, Measured]]:
+        """All of them, with their rows."""
+        return [*self.free.items(), *((row, run) for row, found in self.runs.items() for run in found.values())]
+
     def content(self) -> dict[str, Any]:
         """For recipes.json: of every row the mean, the spread, and all that is known of each run."""
         of_seed = {row: {None: found} for row, found in self.free.items()} | self.runs
@@ -58,17 +62,24 @@ class Elsewhere:
     results: Results
 
     def kept(self, home: Results) -> dict[str, dict[str, list[float]]]:
-        """{recipe: {row below: which share of the gain over it is kept, one a seed}}."""
-        there, here = self.results.rows(), home.rows()
-        references = [row for row in dict.fromkeys([PLAIN, self.below]) if row in there and row in here]
+        """{recipe: {row below: which share of the gain over it is kept, one a seed that is measured on both}}."""
         shares: dict[str, dict[str, list[float]]] = {}
-        for recipe, runs in self.results.runs.items():
-            for row in references:
-                below = here[row][AVERAGE][0], there[row][AVERAGE][0]
-                ours = [(_average(home.runs[recipe][seed]), _average(run)) for seed, run in runs.items()]
-                kept = [kept_gain(*pair, *below) for pair in ours]
+        for recipe in self.results.runs:
+            for row, below in self._below(home).items():
+                kept = [kept_gain(*ours, *below) for ours in self._averages(recipe, home)]
                 shares.setdefault(recipe, {})[row] = [share for share in kept if share is not None]
         return shares
+
+    def _below(self, home: Results) -> dict[str, tuple[float, float]]:
+        """The averages, at home and there, of the rows that gains are over."""
+        here, there = ({row: _average(run) for row, run in found.free.items()} for found in (home, self.results))
+        return {row: pair for row in (PLAIN, self.below) if (pair := _both(here.get(row), there.get(row)))}
+
+    def _averages(self, recipe: str, home: Results) -> list[tuple[float, float]]:
+        """As `_below`, of a recipe's runs."""
+        here = home.runs.get(recipe, {})
+        pairs = [_both(_average(here.get(seed)), _average(run)) for seed, run in self.results.runs[recipe].items()]
+        return [pair for pair in pairs if pair]
 
 
 @dataclass(frozen=True)
@@ -109,12 +120,21 @@ class Comparison:
         kept = []
         for recipe, shares in (self.elsewhere.kept(self.home) if self.elsewhere else {}).items():
             for row, values in shares.items():
-                found = f"keeps {spread_cell(values)} of its gain" if values else "had no gain to keep"
+                found = f"keeps {spread_cell(values)} of its gain" if values else "has no gain known, to keep,"
                 kept.append(f"{recipe} {found} over {row} (share of the average's)")
         where = f"On the second world, {self.elsewhere.world}" if self.elsewhere else ""
         failed = [f"{title}: {why}" for title, why in self.failed.items()]
-        notes = [Note("Claims", [claim.line() for claim in self.claims()]), Note(where, kept), Note("Failed", failed)]
-        return [note for note in notes if note.lines]
+        claims = [claim.line() for claim in self.claims()]
+        notes = [Note("Claims", claims), Note(where, kept), Note("Several commits", self.commits())]
+        return [note for note in (*notes, Note("Failed", failed)) if note.lines]
+
+    def commits(self) -> list[str]:
+        """Which rows each commit of the code measured; nothing where it was one for all."""
+        measured: dict[str, dict[str, None]] = {}
+        for results in (self.home, self.elsewhere.results if self.elsewhere else None):
+            for row, found in results.measurements() if results else ():
+                measured.setdefault(found.get("commit") or "unknown", {})[row] = None
+        return [f"{commit}: {', '.join(rows)}" for commit, rows in measured.items()] if len(measured) > 1 else []
 
     def points(self) -> dict[str, list[tuple[str, list[float]]]]:
         """{axis: [(label, averages)]} of what is measured."""
@@ -188,8 +208,12 @@ def _columns(found: list[Measured]) -> dict[str, list[float]]:
     return columns
 
 
-def _average(run: Measured) -> float:
-    return averaged(run["scores"])[AVERAGE]
+def _average(run: Measured | None) -> float | None:
+    return averaged(run["scores"]).get(AVERAGE) if run else None
+
+
+def _both(at_home: float | None, there: float | None) -> tuple[float, float] | None:
+    return None if at_home is None or there is None else (at_home, there)
 
 
 def _without_of(found: Measured) -> Measured:

@@ -27,6 +27,11 @@ def mean_spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), (max(values) - min(values)) / 2
 
 
+def runs_of(values: Mapping[str, Sequence[float]]) -> int:
+    """How many runs a row has, of whichever column has most."""
+    return max(map(len, values.values()), default=0)
+
+
 def leaders(rows: Rows, columns: Sequence[str]) -> dict[str, set[str]]:
     """For each column the row of the highest mean, and those no further below it than its spread."""
     found = {}

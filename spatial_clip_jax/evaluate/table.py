@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from spatial_clip_jax.evaluate.benchmark import table_metrics
-from spatial_clip_jax.evaluate.comparison import Rows, mean_spread
+from spatial_clip_jax.evaluate.comparison import Rows, mean_spread, runs_of
 
 
 def format_table(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = ()) -> str:
@@ -21,11 +21,11 @@ def format_table(scores: Mapping[str, Mapping[str, float]], metrics: Sequence[st
 
 
 def format_spreads(rows: Rows, columns: Sequence[str], marked: Mapping[str, set[str]] | None = None) -> str:
-    """Markdown over several runs, see `spread_cell`; of each column the rows in `marked` are bold."""
-    lines = [["row", *columns], ["---", *["---:"] * len(columns)]]
+    """Markdown over several runs, see `spread_cell`; of each column the rows in `marked` are bold; n: of its runs."""
+    lines = [["row", "n", *columns], ["---", *["---:"] * (1 + len(columns))]]
     for row, values in rows.items():
         cells = [(spread_cell(values.get(column, [])), row in (marked or {}).get(column, ())) for column in columns]
-        lines.append([row, *(f"**{text}**" if best else text for text, best in cells)])
+        lines.append([row, str(runs_of(values)), *(f"**{text}**" if best else text for text, best in cells)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

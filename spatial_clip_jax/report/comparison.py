@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from spatial_clip_jax.evaluate.comparison import AVERAGE, Rows, leaders
+from spatial_clip_jax.evaluate.comparison import AVERAGE, Rows, leaders, runs_of
 from spatial_clip_jax.evaluate.runner import write_whole
 from spatial_clip_jax.evaluate.table import spread_cell
 from spatial_clip_jax.report.html import page, section, table
@@ -54,8 +54,9 @@ def _table(report: ComparisonReport, best: Mapping[str, set[str]]) -> str:
     rows = []
     for row, values in report.rows.items():
         cells = [(spread_cell(values.get(column, [])), row in best.get(column, ())) for column in report.columns]
+        cells = [(str(runs_of(values)), False), *cells]
         rows.append((row, [f'<td class="best">{text}</td>' if first else f"<td>{text}</td>" for text, first in cells]))
-    return table(report.columns, rows) if rows else ""
+    return table(("n", *report.columns), rows) if rows else ""
 
 
 def _list(lines: Sequence[str]) -> str:

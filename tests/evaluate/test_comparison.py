@@ -53,8 +53,8 @@ def test_the_table_of_several_runs():
     rows = {"ours": {"average": [0.25, 0.75], "seconds": [400.0, 480.0]}, "other": {"average": [0.125]}}
     lines = format_spreads(rows, ["average", "seconds"], {"average": {"ours"}}).splitlines()
     assert lines == [
-        "| row | average | seconds |",
-        "| --- | ---: | ---: |",
-        "| ours | **0.500 ± 0.250** | 440.0 ± 40.0 |",
-        "| other | 0.125 | - |",
+        "| row | n | average | seconds |",
+        "| --- | ---: | ---: | ---: |",
+        "| ours | 2 | **0.500 ± 0.250** | 440.0 ± 40.0 |",
+        "| other | 1 | 0.125 | - |",
     ]

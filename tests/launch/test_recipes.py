@@ -4,12 +4,12 @@ import json
 import logging
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 from configs.evaluate import recipes as shipped
 from launch.evaluate import main
-from launch.measured import kept, read_kept
 from launch.progress import Job, work_through
 from launch.train import LOOP_SECONDS, _loop_seconds
 from launch.variations import overridden, read_variations
@@ -71,7 +71,9 @@ def finished(tmp_path_factory) -> Path:
         main(small(data), workdir)
     logger.removeHandler(interrupt)
     before = kept_files(workdir)
-    assert {path.parent.parent.name for path in before} >= {COPY, RESIDUAL} and not (workdir / "recipes.json").exists()
+    assert {path.parent.parent.name for path in before} >= {COPY, RESIDUAL}
+    (workdir / "recipes.json").rename(workdir / "interrupted.json")
+    (workdir / "recipes.md").rename(workdir / "interrupted.md")
     with pytest.raises(ValueError, match=f"2 failed.*{BROKEN}, seed 0; {BROKEN}, seed 1$"):
         main(small(data), workdir)
     after = kept_files(workdir)
@@ -90,6 +92,7 @@ def test_what_is_written(finished):
         assert rows[row]["mean"]["zero_shot_top1"] == rows["plain"]["mean"]["zero_shot_top1"]
         pointing = [run["scores"]["pointing"] for run in rows[row]["runs"]]
         assert rows[row]["mean"]["pointing"] == pytest.approx(sum(pointing) / 2)
+    assert rows["plain"]["runs"][0]["commit"] == content["environment"].get("commit", "")
     assert rows["plain"]["runs"][0]["settings"]["scale"] and "training_seconds" not in rows["plain"]["mean"]
     assert content["settings"]["budget"]["steps"] == 2 and content["environment"]["jax"]
     assert set(content["failed"]) == {f"{BROKEN}, seed 0", f"{BROKEN}, seed 1"}
@@ -97,6 +100,16 @@ def test_what_is_written(finished):
     assert [holds for text, holds in verdicts.items() if "zero_shot" in text] == [True]
     unknown = [text for text, holds in verdicts.items() if holds is None and "gain" not in text]  # one may have none
     assert len(unknown) == len(shipped.ORDERINGS) and all("; missing: " in text for text in unknown)
+
+
+def test_what_is_written_when_it_is_interrupted(finished):
+    content = json.loads((finished / "interrupted.json").read_text())
+    assert {row: len(content["rows"][row]["runs"]) for row in (COPY, RESIDUAL)} == {COPY: 2, RESIDUAL: 1}
+    assert set(content["failed"]) == {f"{BROKEN}, seed 0"} and content["second_world"] is None
+    claims = [claim for claim in content["claims"] if "best published recipe" in claim["text"]]
+    assert [(claim["holds"], f"{RESIDUAL} (1 of 2 runs)" in claim["text"]) for claim in claims] == [(None, True)]
+    lines = (finished / "interrupted.md").read_text().splitlines()
+    assert [line.split("|")[2].strip() for line in lines if line.startswith(("| row", f"| {RESIDUAL}"))] == ["n", "1"]
 
 
 def test_the_table_and_the_report_say_the_same(finished):
@@ -136,31 +149,31 @@ def test_the_teachers_maps_are_shared(finished):
     assert len(list((finished / "teachers").iterdir())) == 1
 
 
-def test_what_was_made_of_other_settings_or_is_damaged_is_made_anew(tmp_path):
-    file, made = tmp_path / "row" / "measured.json", []
-
-    def make() -> dict[str, int]:
-        made.append(1)
-        return {"value": len(made)}
-
-    assert kept(file, {"scale": 1.0}, make) and not kept(file, {"scale": 1.0}, make)
-    assert kept(file, {"scale": 2.0}, make) and read_kept(file, {"scale": 1.0}) is None
-    file.write_text('{"of": {"scale"')
-    assert kept(file, {"scale": 2.0}, make) and read_kept(file, {"scale": 2.0})["value"] == 3
-
-
 def test_failures_are_named_and_the_others_go_on(caplog):
     done = []
 
     def diverge() -> bool:
         raise FloatingPointError("diverged at step 3")
 
-    jobs = [Job("run", "a", lambda: not done.append("a")), Job("run", "b", diverge)]
-    jobs.append(Job("run", "c", lambda: bool(done.append("c"))))
+    def fill() -> bool:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    jobs = [Job("run", "a", lambda: not done.append("a")), Job("run", "b", diverge), Job("run", "c", fill)]
+    jobs.append(Job("run", "d", lambda: bool(done.append("d"))))
+    failed: dict[str, str] = {}
     with caplog.at_level(logging.INFO, "launch.progress"):
-        assert work_through(jobs) == {"b": "diverged at step 3"}
-    assert done == ["a", "c"]
-    assert "[3 of 3] c, less than a minute left" in caplog.text and "c: done before" in caplog.text
+        work_through(jobs, failed, lambda: done.append("written"))
+    assert failed == {"b": "diverged at step 3", "c": "RESOURCE_EXHAUSTED: out of memory"}
+    assert done == ["a", "written", "d"]
+    assert "[4 of 4] d, less than a minute left" in caplog.text and "d: done before" in caplog.text
+
+
+def test_faults_of_the_program_are_no_failures_of_a_row():
+    def fault() -> bool:
+        raise TypeError("a fault")
+
+    with pytest.raises(TypeError):
+        work_through([Job("run", "a", fault)], {}, lambda: None)
 
 
 def test_variations_name_their_rows_and_share_what_is_the_same(tmp_path):

@@ -24,7 +24,7 @@ def test_mean_and_spread(tmp_path):
     rows = collect([tmp_path / "a", tmp_path / "b"])
     assert rows["adapter"]["average"] == [0.25, 0.75]
     lines = format_spreads(rows, columns(rows)).splitlines()
-    assert "0.500 ± 0.250" in lines[-1] and lines[2].startswith("| global embedding | - |")
+    assert "0.500 ± 0.250" in lines[-1] and lines[2].startswith("| global embedding | 2 | - |")
 
 
 def test_missing_runs_are_named(tmp_path):

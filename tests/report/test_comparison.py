@@ -52,7 +52,7 @@ def test_the_page(tmp_path):
         tmp_path / "report.html", ComparisonReport("Many", "A & B", {"jax": 1}, ROWS, columns, columns[1:], notes, axes)
     )
     page = Page((tmp_path / "report.html").read_text())
-    assert {"0.100", "0.800 ± 0.100", "70.0 ± 10.0", "-"} <= set(page.texts_in("td"))
+    assert {"2", "0.100", "0.800 ± 0.100", "70.0 ± 10.0", "-"} <= set(page.texts_in("td"))
     assert page.texts_in("h2") == ["Table", "Claims", "Ablations", "Column by column"]
     assert page.texts_in("li") == ["ours is above <plain>"] and HOSTILE in page.texts_in("th")
     assert page.tags.count("svg") == 2 + 2 and page.tags.count("polyline") == 1
