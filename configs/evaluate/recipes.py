@@ -52,8 +52,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             axes=(),
             # Frozen teachers, a row each: `windows` is that of recover's first stage, `sliding` spar's.
             teachers=dict(windows=FUSION, sliding=SLIDING),
-            # As in quickstart; `rows` are those that need no training, () for all.
-            benchmark=main.benchmark.to_dict() | dict(unsupervised=True),
+            # As in quickstart; `rows` are those that need no training, () for all. Teachers choose among the bundled
+            # world's input sizes, as the other rows do.
+            benchmark=main.benchmark.to_dict() | dict(unsupervised=True, teacher_scales=(1.0, 1.5, 2.0)),
             # One pass is timed on random pictures of `scale` times the native size, in turns with the plain tower's.
             inference=dict(scale=2.0, batch_sizes=(1, 32), repetitions=15),
             # What is said of `default` and checked, see evaluate/claims.py.

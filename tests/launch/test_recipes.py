@@ -13,6 +13,7 @@ from launch.evaluate import main
 from launch.progress import Job, work_through
 from launch.train import LOOP_SECONDS, _loop_seconds
 from launch.variations import overridden, read_variations
+from spatial_clip_jax.data.scenes.load import world_scales
 from spatial_clip_jax.evaluate.benchmark import METRICS
 
 COPY, RESIDUAL, BROKEN = (f"spar:variant={variant}" for variant in ("copy", "residual", "copi"))
@@ -80,6 +81,10 @@ def finished(tmp_path_factory) -> Path:
     assert before.items() <= after.items() and workdir / "runs" / RESIDUAL / "1" / "measured.json" in after
     assert workdir / "runs" / RESIDUAL / "1" / "measured.json" not in before
     return workdir
+
+
+def test_teachers_choose_among_the_same_input_sizes_as_all_rows():
+    assert shipped.get_config().benchmark.teacher_scales == world_scales("quickstart")
 
 
 def test_what_is_written(finished):
