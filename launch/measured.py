@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.benchmark import benchmark
-from launch.train import LOOP_SECONDS, adapt, export_measured
+from launch.train import LOOP_SECONDS, TEACHER_SECONDS, adapt, export_measured
 from launch.variations import trained_settings
 from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.data.scenes.load import prepare
@@ -54,7 +54,8 @@ def trained(config: ConfigDict, run: Path, teachers: Path) -> SpatialClip:
     settings is removed first.
 
     Runs of one teacher share its maps below `teachers`. `trained.json` holds the summary and the seconds it took: of
-    all, and of all stages' loops at their median speed, which leaves out compiling and computing kept teacher maps.
+    all; of all stages' loops at their median speed, which leaves out compiling and computing kept teacher maps; and of
+    all those maps, whichever run computed them.
     """
     of = trained_settings(config)
     if read_kept(run / STARTED, of) is None:
@@ -104,8 +105,9 @@ def measure_run(run: Path, config: ConfigDict, teachers: Path, protocol: Protoco
         model = trained(config, run, teachers)
         found = _benchmark(protocol, config, model, ADAPTER, {})
         export_measured(model, found, run)
-        seconds = json.loads((run / TRAINED).read_text())[TRAINING]
-        return _content(found, ADAPTER, {TRAINING: seconds, **_ratios(protocol, model, one_pass(model, ADAPTER))})
+        summary = json.loads((run / TRAINED).read_text())
+        costs = {name: summary[name] for name in (TRAINING, TEACHER_SECONDS)}
+        return _content(found, ADAPTER, costs | _ratios(protocol, model, one_pass(model, ADAPTER)))
 
     return kept(run / protocol.file, of_run(config, protocol), make)
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from launch import table
 from launch.measured import PLAIN, TRAINING, Measured, ratio_column
 from launch.reporting import GLOBAL
+from launch.train import TEACHER_SECONDS
 from spatial_clip_jax.evaluate.claims import Claim, Claims, Found, compare
 from spatial_clip_jax.evaluate.comparison import AVERAGE, Rows, averaged, kept_gain, leaders, mean_spread
 from spatial_clip_jax.evaluate.runner import environment, write_whole
@@ -101,7 +102,7 @@ class Comparison:
 
     def costs(self) -> tuple[str, ...]:
         """The columns that are no metrics."""
-        return (TRAINING, *self.ratios())
+        return (TRAINING, TEACHER_SECONDS, *self.ratios())
 
     def ratios(self) -> tuple[str, ...]:
         """The columns of inference times."""
@@ -181,7 +182,8 @@ def _summary(comparison: Comparison) -> str:
     return (
         f"{budget.steps} steps of {budget.batch_size} pictures of the world {budget.world}; mean and half the range "
         f"over seeds {seeds}. Bold: the highest mean, and those within its spread. {TRAINING}: of the training loop at "
-        "its median speed, without compiling and without computing teacher maps that are kept. inference_ratio_bN: "
+        "its median speed, without compiling and without computing teacher maps that are kept. "
+        f"{TEACHER_SECONDS}: of computing those maps, of all pictures. inference_ratio_bN: "
         "time of a dense map of N pictures over that of the plain tower's one pass."
     )
 

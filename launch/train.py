@@ -23,11 +23,13 @@ from spatial_clip_jax.train.distributed import initialize, is_main, to_host
 from spatial_clip_jax.train.loop import train
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
+from spatial_clip_jax.train.task import Batches
+from spatial_clip_jax.train.teacher import CachedTeacher
 from spatial_clip_jax.train.workdir import resolve
 
 logger = logging.getLogger(__name__)
 Summary = dict[str, float | int]
-LOOP_SECONDS = "loop_seconds"  # of the summary
+LOOP_SECONDS, TEACHER_SECONDS = "loop_seconds", "teacher_seconds"  # of the summary
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -60,7 +62,12 @@ def _adapted(
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
     task = adaptation_task(config, model, adapter, refiner, maps_folder(config, workdir, teachers))
     result = train(config, task, workdir)
-    summary = {**result.summary, LOOP_SECONDS: _loop_seconds(config, result.summary, before)}
+    teacher = before.get(TEACHER_SECONDS, 0.0) + _teacher_seconds(task.batches)
+    summary = {
+        **result.summary,
+        LOOP_SECONDS: _loop_seconds(config, result.summary, before),
+        TEACHER_SECONDS: teacher,
+    }
     return model.with_adapter(adapter, to_host(result.params), training=_training(config)), summary
 
 
@@ -68,6 +75,11 @@ def _loop_seconds(config: ConfigDict, summary: Summary, before: Summary) -> floa
     """The time of this stage's steps and of those before, at their median speed; 0 if any was too short to tell."""
     speed, earlier = summary["images_per_second"], before.get(LOOP_SECONDS)
     return (earlier or 0.0) + config.steps * config.batch_size / speed if speed and earlier != 0 else 0.0
+
+
+def _teacher_seconds(batches: Batches) -> float:
+    """The time of all maps that are kept, also of those that another run computed; 0 for none, or too few to tell."""
+    return batches.seconds() if isinstance(batches, CachedTeacher) else 0.0
 
 
 def finish(config: ConfigDict, adapted: SpatialClip, summary: Summary, workdir: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Teacher = Callable[[Any], Any]  # uint8 pictures (b, H, W, 3) -> fused maps (b, h, w, e)
 
-MAPS, DONE, FINGERPRINT = "maps.f16", "done.u8", "fingerprint.json"
+MAPS, DONE, COST, FINGERPRINT = "maps.f16", "done.u8", "cost.f8", "fingerprint.json"
 # What the system says where there is no room for a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -38,7 +39,8 @@ class CachedTeacher:
     The files hold one map a record and one flag a record, which is set after the map is written: a killed run finds
     every flagged map whole, so a resumed run trains on the very same numbers. What the maps were made of lies beside
     them (see `fingerprint`): maps of other pictures or weights are not read, but computed anew. Nothing is written
-    before a first batch.
+    before a first batch. The seconds spent on maps, and on how many, lie there too, but for each process's first batch,
+    which compiles.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class CachedTeacher:
     ):
         self._batches, self._teacher, self._folder = batches, teacher, folder
         self._shape, self._fingerprint = (records, *shape), {**fingerprint, "maps": [records, *shape]}
+        self._compiled = False
 
     @functools.cached_property
     def _arrays(self) -> tuple[np.memmap, np.memmap]:
         """Maps and flags, mapped; they outlive the process."""
-        _claim(self._folder, self._fingerprint, {MAPS: 2 * int(np.prod(self._shape)), DONE: self._shape[0]})
+        sizes = {MAPS: 2 * int(np.prod(self._shape)), DONE: self._shape[0], COST: 2 * 8}
+        _claim(self._folder, self._fingerprint, sizes)
         maps = np.memmap(self._folder / MAPS, np.float16, "r+", shape=self._shape)
         return maps, np.memmap(self._folder / DONE, np.uint8, "r+", shape=self._shape[:1])
 
@@ -75,11 +79,25 @@ class CachedTeacher:
     def _compute(self, batch: Tree) -> None:
         """Computes the whole batch, but keeps the maps of earlier batches as they are."""
         maps, done = self._arrays
+        start = time.monotonic()
         computed: Float[np.ndarray, "b h w e"] = np.asarray(self._teacher(batch["image"]))
+        self._count(time.monotonic() - start, len(computed))
         for index, fused in zip(batch["index"], computed, strict=True):
             if not done[index]:
                 maps[index] = fused
                 done[index] = 1
+
+    def _count(self, seconds: float, maps: int) -> None:
+        if self._compiled:
+            np.memmap(self._folder / COST, np.float64, "r+", shape=(2,))[:] += (seconds, maps)
+        self._compiled = True
+
+    def seconds(self) -> float:
+        """What the maps of all records take at the speed measured so far, by whichever run; 0 before there is one."""
+        if not (self._folder / COST).is_file():
+            return 0.0
+        seconds, maps = np.fromfile(self._folder / COST, np.float64)
+        return float(self._shape[0] * seconds / maps) if maps else 0.0
 
     def get_state(self) -> dict[str, Any]:
         """The stream's own position; the files need none."""

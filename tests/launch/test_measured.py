@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from launch import measured
 from launch.measured import kept, read_kept
-from launch.train import LOOP_SECONDS
+from launch.train import LOOP_SECONDS, TEACHER_SECONDS
 
 
 def test_what_was_made_of_other_settings_or_is_damaged_is_made_anew(tmp_path):
@@ -38,7 +38,7 @@ def a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[...
         (run / "checkpoints").touch()
         if config.steps == 13:
             raise FloatingPointError
-        return Adapted(), {LOOP_SECONDS: 5.0}
+        return Adapted(), {LOOP_SECONDS: 5.0, TEACHER_SECONDS: 1.0}
 
     monkeypatch.setattr(measured, "adapt", adapt)
     monkeypatch.setattr(measured, "load", lambda model, run: calls.append("load"))

@@ -93,7 +93,9 @@ def test_what_is_written(finished):
     assert list(rows) == ["global embedding", "plain", "maskclip", "sliding", COPY, RESIDUAL]
     for row in (COPY, RESIDUAL):
         assert [run["seed"] for run in rows[row]["runs"]] == [0, 1] and rows[row]["trained"]
-        assert {*METRICS, "average", "training_seconds", "inference_ratio_b1"} <= set(rows[row]["mean"])
+        assert {*METRICS, "average", "training_seconds", "teacher_seconds", "inference_ratio_b1"} <= set(
+            rows[row]["mean"]
+        )
         assert rows[row]["mean"]["zero_shot_top1"] == rows["plain"]["mean"]["zero_shot_top1"]
         pointing = [run["scores"]["pointing"] for run in rows[row]["runs"]]
         assert rows[row]["mean"]["pointing"] == pytest.approx(sum(pointing) / 2)
@@ -122,7 +124,7 @@ def test_the_table_and_the_report_say_the_same(finished):
     rows = json.loads((finished / "recipes.json").read_text())["rows"]
     for shown in (f"{rows['sliding']['mean']['miou']:.3f}", RESIDUAL, "Claims", f"{BROKEN}, seed 1", "copi"):
         assert shown in text and shown in report
-    assert report.count('class="plot"') == 8 + 1 + 2 and "<script" not in report and "http" not in report
+    assert report.count('class="plot"') == 8 + 1 + 3 and "<script" not in report and "http" not in report
 
 
 def test_on_the_same_world_all_of_the_gain_is_kept(finished):
@@ -152,6 +154,8 @@ def test_a_runs_time_is_that_of_all_its_stages():
 
 def test_the_teachers_maps_are_shared(finished):
     assert len(list((finished / "teachers").iterdir())) == 1
+    rows = json.loads((finished / "recipes.json").read_text())["rows"]
+    assert all(run["costs"]["teacher_seconds"] > 0 for row in (COPY, RESIDUAL) for run in rows[row]["runs"])
 
 
 def test_failures_are_named_and_the_others_go_on(caplog):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +69,35 @@ def test_a_new_process_reads_the_same_maps(tmp_path):
     assert not calls and after.get_state() == {"position": 3}
 
 
+def test_the_time_of_all_maps_at_the_measured_speed_is_known_to_every_run(tmp_path, monkeypatch):
+    """A batch of two takes 3 s by this clock, of which each process's first compiles: 1.5 s for each of ten maps."""
+    ticks = iter(range(0, 1000, 3))
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
+    cached = make(tmp_path, [])
+    assert cached.seconds() == 0.0 and not list(tmp_path.iterdir())
+    next(cached)
+    assert cached.seconds() == 0.0
+    next(cached)
+    assert cached.seconds() == pytest.approx(15.0)
+    other = make(tmp_path, [])
+    assert next(other)["index"].tolist() == [0, 1] and other.seconds() == pytest.approx(15.0)
+    assert make(tmp_path / "elsewhere", []).seconds() == 0.0
+
+
+def test_slower_batches_cost_more_and_maps_made_anew_are_counted_anew(tmp_path, monkeypatch):
+    clock = iter((0, 3, 3, 5, 5, 9, 9, 10, 10, 17))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    cached = make(tmp_path, [])
+    for _ in range(3):
+        next(cached)
+    assert cached.seconds() == pytest.approx((2 + 4) / 4 * RECORDS)
+    anew = make(tmp_path, [], {"weights": "other"})
+    next(anew)
+    assert anew.seconds() == 0.0
+    next(anew)
+    assert anew.seconds() == pytest.approx(7 / 2 * RECORDS)
+
+
 def read_back(folder, made_of=MADE_OF):
     """The first batch's maps, and how many batches had to be computed for it."""
     calls = []
@@ -88,6 +118,7 @@ def test_a_copied_folder_is_as_good(tmp_path, caplog):
     [
         (lambda folder: (folder / "maps.f16").unlink(), "maps.f16 is missing"),
         (lambda folder: (folder / "done.u8").unlink(), "done.u8 is missing"),
+        (lambda folder: (folder / "cost.f8").unlink(), "cost.f8 is missing"),
         (lambda folder: (folder / "fingerprint.json").unlink(), "fingerprint.json is missing"),
         (lambda folder: (folder / "fingerprint.json").write_text('{"we'), "fingerprint.json is damaged"),
         (lambda folder: (folder / "fingerprint.json").write_text("[]"), "fingerprint.json is damaged"),
@@ -181,7 +212,7 @@ def test_a_full_disk_is_one_clear_error(code, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full, raising=False)
-        with pytest.raises(ValueError, match=r"maps\.f16 cannot be made: .* need 250 bytes.*cache_teacher=False"):
+        with pytest.raises(ValueError, match=r"maps\.f16 cannot be made: .* need 266 bytes.*cache_teacher=False"):
             read_back(tmp_path)
     assert not list(tmp_path.iterdir())
 
