@@ -16,6 +16,7 @@ def spatial_correlation(
     teacher_map: Float[Array, "b h w c"],
     *,
     temperature: float = 0.2,
+    teacher_temperature: float | None = None,
     boxes: Float[Array, "b n 4"] | None = None,
     valid: Bool[Array, "b n"] | None = None,
     roi_size: int = 7,
@@ -25,12 +26,14 @@ def spatial_correlation(
 
     Every token's cosines with all tokens of its picture, or of its box, are stretched to [0, 1] and become a
     distribution. The keys of the student are detached: a token moves towards or away from the others as they
-    stand. The stretching and the temperature are those of the same authors' later code (UniRefiner).
+    stand. The stretching and the one temperature for both are those of the same authors' later code (UniRefiner); the
+    paper's own temperatures are not public.
 
     Args:
       student_map: dense map, on which the gradient flows.
       teacher_map: dense map of any width; no gradient.
-      temperature: of both softmaxes.
+      temperature: of the student's softmax.
+      teacher_temperature: of the teacher's softmax; a lower one makes targets sharper. None: the student's.
       boxes: x0, y0, x1, y1 in [0, 1]; correlations are then taken within each box, RoI-aligned to roi_size x
         roi_size tokens on both maps. None: over the whole picture.
       valid: which boxes count (all, if None); whatever stands in the others changes nothing.
@@ -55,7 +58,8 @@ def spatial_correlation(
         student, teacher = (_region_tokens(maps, boxes, roi_size) for maps in (student_map, teacher_map))
     student, teacher = unit_length(student), unit_length(jax.lax.stop_gradient(teacher))
     log_student = _log_relations(student, jax.lax.stop_gradient(student), temperature, min_max)
-    log_teacher = _log_relations(teacher, teacher, temperature, min_max)
+    aim_temperature = temperature if teacher_temperature is None else teacher_temperature
+    log_teacher = _log_relations(teacher, teacher, aim_temperature, min_max)
     target = jnp.exp(log_teacher)
     loss = masked_mean(-(target * log_student).sum(-1).mean(-1), valid)
     entropy = masked_mean(-(target * log_teacher).sum(-1).mean(-1), valid)

@@ -3,6 +3,7 @@
 A config's `objectives` section names those that a recipe uses; what is not named is not computed.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,12 +97,14 @@ class RegionAlignment:
 class SpatialCorrelation:
     """SCD: the student's correlations against a teacher's (objectives/spatial_correlation.py).
 
-    regions: "picture", all tokens of one, or boxes as of `drawn_boxes`.
+    teacher_temperature: of the teacher's softmax, if another than the student's, `temperature`. regions: "picture",
+    all tokens of one, or boxes as of `drawn_boxes`.
     """
 
     weight: float = 1.0
     teacher: str = FUSION
     temperature: float = 0.2
+    teacher_temperature: float | None = None
     regions: str = "picture"
     max_boxes: int = 20
     roi_size: int = 7
@@ -111,13 +114,14 @@ class SpatialCorrelation:
             check_law(self.regions)
 
     def __call__(self, views: StepViews) -> Parts:
+        correlate = functools.partial(
+            spatial_correlation, temperature=self.temperature, teacher_temperature=self.teacher_temperature
+        )
         student, teacher = views.student, views.teacher(self.teacher)
         if self.regions == "picture":
-            return spatial_correlation(student, teacher, temperature=self.temperature)
+            return correlate(student, teacher)
         boxes, valid = drawn_boxes(views, self.regions, self.max_boxes)
-        return spatial_correlation(
-            student, teacher, temperature=self.temperature, boxes=boxes, valid=valid, roi_size=self.roi_size
-        )
+        return correlate(student, teacher, boxes=boxes, valid=valid, roi_size=self.roi_size)
 
 
 @dataclass(frozen=True)

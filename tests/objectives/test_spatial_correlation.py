@@ -17,10 +17,10 @@ BOXES = np.array(
 VALID = np.array([[True, False], [True, True]])
 
 
-@partial(jax.jit, static_argnames=("min_max", "roi_size"))
-def loss_and_gradient(student, teacher, boxes=None, valid=None, min_max=True, roi_size=3):
+@partial(jax.jit, static_argnames=("min_max", "roi_size", "temperature", "teacher_temperature"))
+def loss_and_gradient(student, teacher, boxes=None, valid=None, **settings):
     def loss(student):
-        return spatial_correlation(student, teacher, boxes=boxes, valid=valid, min_max=min_max, roi_size=roi_size)
+        return spatial_correlation(student, teacher, boxes=boxes, valid=valid, **{"roi_size": 3} | settings)
 
     return jax.value_and_grad(loss, has_aux=True)(student)
 
@@ -32,19 +32,19 @@ def run(student=STUDENT, teacher=TEACHER, boxes=None, valid=None, **settings):
     )
 
 
-def torch_relations(queries, keys, min_max):
+def torch_relations(queries, keys, min_max, temperature):
     cosines = queries @ keys.transpose(-1, -2)
     if min_max:
         low, high = cosines.amin(-1, keepdim=True), cosines.amax(-1, keepdim=True)
         cosines = (cosines - low) / (high - low + 1e-10)
-    return torch.softmax(cosines / 0.2, -1)
+    return torch.softmax(cosines / temperature, -1)
 
 
-def torch_loss(student, teacher, min_max=True):
+def torch_loss(student, teacher, min_max=True, temperatures=(0.2, 0.2)):
     """(regions, tokens, width) each; the formula as the notes on UniRefiner's code give it."""
     student, teacher = (torch.nn.functional.normalize(x, dim=-1) for x in (student, teacher))
-    predicted = torch_relations(student, student.detach(), min_max)
-    target = torch_relations(teacher, teacher, min_max)
+    predicted = torch_relations(student, student.detach(), min_max, temperatures[0])
+    target = torch_relations(teacher, teacher, min_max, temperatures[1])
     return -(target * torch.log(predicted + 1e-10)).sum(-1).mean()
 
 
@@ -58,6 +58,20 @@ def test_value_and_gradient_over_the_picture_equal_torch(min_max):
     np.testing.assert_allclose(gradient, student.grad.numpy(), atol=2e-6)
     np.testing.assert_allclose(parts["correlation_divergence"] + parts["correlation_entropy"], loss, atol=1e-6)
     assert parts["correlation_divergence"] > 0.01
+
+
+@pytest.mark.parametrize("temperatures", [(0.3, 0.1), (0.15, 0.4)])
+def test_each_side_has_its_own_temperature(temperatures):
+    student = torch.tensor(STUDENT, requires_grad=True)
+    maps = student.flatten(1, 2), torch.tensor(TEACHER).flatten(1, 2)
+    expected = torch_loss(*maps, temperatures=temperatures)
+    expected.backward()
+    own, teachers = temperatures
+    (loss, _), gradient = run(temperature=own, teacher_temperature=teachers)
+    np.testing.assert_allclose(loss, expected.item(), atol=2e-5)
+    np.testing.assert_allclose(gradient, student.grad.numpy(), atol=2e-6)
+    assert abs(run(temperature=teachers, teacher_temperature=own)[0][0] - loss) > 0.05
+    assert run(temperature=own, teacher_temperature=own)[0][0] == run(temperature=own)[0][0] != loss
 
 
 def test_value_and_gradient_within_boxes_equal_torch(torch_roi):
