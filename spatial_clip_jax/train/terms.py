@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from spatial_clip_jax.data.views import grid_boxes, random_boxes
 from spatial_clip_jax.objectives.anchor_distillation import anchor_distillation
+from spatial_clip_jax.objectives.confidence import CONFIDENCES, agreement
 from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
 from spatial_clip_jax.objectives.refinement import refinement
 from spatial_clip_jax.objectives.region_alignment import region_alignment
@@ -48,14 +49,25 @@ def drawn_boxes(views: StepViews, law: str, most: int) -> Boxes:
 
 @dataclass(frozen=True)
 class FusionDistillation:
-    """The student's map against a teacher's (objectives/fusion_distillation.py)."""
+    """The student's map against a teacher's (objectives/fusion_distillation.py).
+
+    confidence: what tokens are weighted by, "none", all alike, or "agreement" of the teacher's map
+    (objectives/confidence.py).
+    """
 
     weight: float = 1.0
     teacher: str = FUSION
     centred_weight: float = 0.5
+    confidence: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.confidence not in CONFIDENCES:
+            raise ValueError(f"tokens are weighted by one of {', '.join(CONFIDENCES)}, got {self.confidence!r}")
 
     def __call__(self, views: StepViews) -> Parts:
-        return fusion_distillation(views.student, views.teacher(self.teacher), centred_weight=self.centred_weight)
+        teacher = views.teacher(self.teacher)
+        confidence = None if self.confidence == "none" else agreement(teacher)
+        return fusion_distillation(views.student, teacher, centred_weight=self.centred_weight, confidence=confidence)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.params import flatten_params, init_module, join_params, split_params
 from spatial_clip_jax.models.spec import AdapterSpec, VisionSpec
 from spatial_clip_jax.models.vision import VisionTower
+from spatial_clip_jax.objectives.confidence import agreement
+from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
 from spatial_clip_jax.train.adaptation import _mirrored, adaptation_loss
 from spatial_clip_jax.train.optimizer import make_optimizer
 from spatial_clip_jax.train.settings import OptimizerSettings
@@ -54,6 +56,26 @@ def test_weights_scale_their_terms(setting):
     assert all(term > 0 for term in alone.values())
     assert {"cosine", "region_cosine", "correlation_divergence"} <= set(parts)
     assert "region_cosine" not in value(setting, {**TERMS, "region_alignment": {"weight": 0.0}})[1]
+
+
+def test_tokens_count_by_the_teachers_confidence(setting):
+    """The term is the objective with the weights of the teacher's own map."""
+    towers, params, frozen, batch = setting
+    terms = {"fusion_distillation": {"confidence": "agreement"}}
+    loss = adaptation_loss(towers, Teachers(towers, FUSION), read_terms(ConfigDict(terms)), False)
+    views = StepViews(towers, Teachers(towers, FUSION), params, frozen, batch["image"], None, jax.random.key(0))
+    teacher = batch["teacher"]
+    expected, _ = fusion_distillation(views.student, teacher, confidence=agreement(teacher))
+    found = float(loss(params, frozen, batch, jax.random.key(0))[0])
+    assert found == pytest.approx(float(expected), rel=1e-4)
+    assert abs(found - float(fusion_distillation(views.student, teacher)[0])) > 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"teacher_temperature": 0.1}, {"temperature": 0.1}])
+def test_temperatures_reach_the_correlations(setting, settings):
+    by = {"spatial_correlation": {"teacher": "maskclip"} | settings}
+    plain = {"spatial_correlation": {"teacher": "maskclip"}}
+    assert abs(float(value(setting, by)[0]) - float(value(setting, plain)[0])) > 1e-2
 
 
 def test_without_teacher_maps_the_step_fuses_them_itself(setting):
@@ -164,6 +186,7 @@ def test_crops_of_the_whole_picture_are_the_picture(setting):
         ({"region_alignment": {"boxs": "grid"}}, r"objectives.region_alignment has unknown fields \['boxs'\]"),
         ({"region_alignment": {"weight": 0.0}}, "no term with a weight"),
         ({}, "no term with a weight"),
+        ({"fusion_distillation": {"confidence": "peaks"}}, "weighted by one of none, agreement, got 'peaks'"),
         ({"region_alignment": {"boxes": "grit"}}, "drawn by 'grid' or 'random', got 'grit'"),
         ({"spatial_correlation": {"teacher": "refinar"}}, "unknown teacher 'refinar'; valid: fusion, average, refiner"),
     ],
