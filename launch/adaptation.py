@@ -16,11 +16,13 @@ from ml_collections import ConfigDict
 
 from spatial_clip_jax.api import SpatialClip, adapter_definition
 from spatial_clip_jax.data.scenes.load import prepare
+from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.data.sources import Source, open_source
 from spatial_clip_jax.data.stream import PictureStream
 from spatial_clip_jax.evaluate.prompts import embed_phrases
 from spatial_clip_jax.fusion.encoders import Towers, fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings
+from spatial_clip_jax.models.clip import similarity_scale
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec
 from spatial_clip_jax.train.adaptation import adaptation_loss
@@ -31,13 +33,15 @@ from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.task import Batches, Task
 from spatial_clip_jax.train.teacher import CachedTeacher, fingerprint
-from spatial_clip_jax.train.terms import read_terms
+from spatial_clip_jax.train.terms import RegionText, read_terms
 from spatial_clip_jax.train.views import (
     AVERAGE,
+    BIAS,
     CHANNELS,
     FUSION,
     NOUNS,
     REFINER,
+    SCALE,
     Teachers,
     named_fusion,
     teacher_params,
@@ -107,6 +111,9 @@ def read_teaching(config: ConfigDict, towers: Towers) -> tuple[dict[str, Any], T
     ValueError for names and settings that are not understood.
     """
     terms = read_terms(config.objectives)
+    for term in terms.values():
+        if isinstance(term, RegionText):
+            nouns_of(config.data, term)
     teachers = Teachers(towers, read_section(FusionSettings, config.teacher, "teacher"))
     asked = _asked(terms)
     for name in sorted(asked):
@@ -141,11 +148,30 @@ def _frozen(
     if refiner:
         frozen[REFINER] = refiner.params["adapter"]
     for term in terms.values():
-        if hasattr(term, "nouns"):
-            frozen[NOUNS] = jax.numpy.asarray(embed_phrases(model.encode_text, term.nouns))
+        if isinstance(term, RegionText):
+            frozen |= _named(model, nouns_of(config.data, term))
         if getattr(term, "lazy_channels", 0):
             frozen[CHANNELS] = jax.numpy.asarray(_channels(config, source, model, term.lazy_channels))
     return frozen
+
+
+def nouns_of(data: ConfigDict, term: RegionText) -> tuple[str, ...]:
+    """What regions are named by; ValueError where the pictures are not the bundled world's and nouns are not given."""
+    if not term.nouns and data.kind != "scenes":
+        raise ValueError(
+            "config.objectives.region_text.nouns is empty: name what your pictures show, such as "
+            '--config.objectives.region_text.nouns=\'("cat", "dog")\''
+        )
+    return term.nouns or tuple(pair_phrases())
+
+
+def _named(model: SpatialClip, nouns: tuple[str, ...]) -> Params:
+    """The nouns' embeddings, and what makes logits of cosines with them: the CLIP's own scale and bias."""
+    return {
+        NOUNS: jax.numpy.asarray(embed_phrases(model.encode_text, nouns)),
+        SCALE: jax.numpy.float32(similarity_scale(model.clip_params)),
+        BIAS: jax.numpy.asarray(model.clip_params.get("logit_bias", 0.0), jax.numpy.float32),
+    }
 
 
 def _channels(config: ConfigDict, source: Source, model: SpatialClip, most: int) -> Bool[np.ndarray, " c"]:

@@ -11,16 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.common import REPLICATED, parse_arg
-from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.fusion.settings import FusionSettings
 
 # The frozen tower's fused views: windows' global embeddings pooled by a read-out's correlations (design.md, section 8).
 FUSION = dataclasses.asdict(FusionSettings())
 # The usual multi-scale sliding window: dense maps of overlapping windows, averaged.
 SLIDING = dict(FUSION, rule="overlap_add", windows=((0.5, 0.25), (1.0, 0.5)))
-
-# What RegionCLIP's recipes name regions by: the bundled world's colour-class pairs.
-NOUNS = tuple(pair_phrases())
 
 
 @dataclass(frozen=True)
@@ -173,8 +169,11 @@ def crops(asked: Asked) -> dict[str, Any]:
 
 
 def nouns(asked: Asked) -> dict[str, Any]:
-    """RegionCLIP's term, over as many cells as CLIPSelf's."""
-    return dict(region_text=dict(weight=0.1, nouns=NOUNS, boxes="grid", max_boxes=_cells(asked)))
+    """RegionCLIP's term, over as many cells as CLIPSelf's; no nouns: those of the bundled world, on its pictures alone.
+
+    The weight is our own, for up to a hundred sigmoids of each region are summed.
+    """
+    return dict(region_text=dict(weight=0.1, nouns=(), boxes="grid", max_boxes=_cells(asked)))
 
 
 def correlations(teacher: str, weight: float = 0.3) -> dict[str, Any]:

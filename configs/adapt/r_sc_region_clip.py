@@ -2,7 +2,8 @@
 
     python -m launch.train --config=configs/adapt/r_sc_region_clip.py --workdir=runs/r_sc_region_clip
 
-A first stage trains the Refiner, as for r_sc_clipself.
+A first stage trains the Refiner, as for r_sc_clipself. Pictures other than the bundled world's need
+--config.objectives.region_text.nouns (see region_clip.py).
 """
 
 from ml_collections import ConfigDict

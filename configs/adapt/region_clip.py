@@ -3,7 +3,15 @@
     python -m launch.train --config=configs/adapt/region_clip.py --workdir=runs/region_clip
 
 The frozen tower names the crops itself, among the nouns of `objectives.region_text.nouns`: for the bundled world its
-colour-class pairs; for other pictures give your own, --config.objectives.region_text.nouns='("cat", "dog")'.
+colour-class pairs; for other pictures give your own, --config.objectives.region_text.nouns='("cat", "dog")', or, a
+thousand of them, in a config that calls this one: `nouns = tuple(Path("nouns.txt").read_text().splitlines())`.
+
+As in the baseline: pooled regions of unit length, the CLIP's own scale of logits, held, and a sigmoid for each of 100
+classes, those of the batch and random others. Different: the baseline reads regions and their nouns, of 4,764, from a
+file of pseudo labels, where here regions are the cells of CLIPSelf's grids (in the bundled world four a picture, and
+128 nouns); nouns are put into three templates; a CLIP that was trained with a bias of its logits keeps it. The loss
+has weight 0.1: alone, AdamW takes nearly the same steps for it, and its gradient is clipped less. Blocks, input size
+and optimizer differ as CLIPSelf's do here (clipself.py).
 """
 
 from ml_collections import ConfigDict

@@ -18,7 +18,8 @@ def region_text(
     key: PRNGKeyArray,
     *,
     classes: int = 100,
-    logit_scale: Float[Array, ""] | float = 100.0,
+    logit_scale: Float[Array, ""] | float,
+    logit_bias: Float[Array, ""] | float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """RegionCLIP's loss (arXiv 2112.09106) as CLIPSelf's baseline has it: a sigmoid for every class of a subset.
 
@@ -32,7 +33,8 @@ def region_text(
       text: embeddings of the classes' names, of any length; no gradient.
       key: draws the other classes.
       classes: size of the subset; more only if the batch alone has more.
-      logit_scale: multiplies the cosines; no gradient.
+      logit_scale: multiplies the cosines, as exp(logit_scale) does in the CLIP itself; no gradient.
+      logit_bias: added to them, where the CLIP was trained with one (SigLIP); no gradient.
 
     Returns:
       The sum over the subset, mean over all valid boxes of the batch (0 if there is none), and the parts
@@ -43,8 +45,8 @@ def region_text(
     subset, counted = _federated_subset(labels, len(text), classes, key)
     regions = unit_length(roi_align(student_map, boxes)[:, :, 0, 0])
     names = unit_length(jax.lax.stop_gradient(text))[subset]
-    scale = jax.lax.stop_gradient(jnp.asarray(logit_scale, jnp.float32))
-    logits = scale * jnp.einsum("bne,ce->bnc", regions, names, precision="highest")
+    scale, bias = (jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)) for x in (logit_scale, logit_bias))
+    logits = scale * jnp.einsum("bne,ce->bnc", regions, names, precision="highest") + bias
     hit = labels[..., None] == subset
     losses = jnp.where(counted, -jax.nn.log_sigmoid(jnp.where(hit, logits, -logits)), 0.0).sum(-1)
     likeliest = subset[jnp.where(counted, logits, -jnp.inf).argmax(-1)]

@@ -21,7 +21,7 @@ from spatial_clip_jax.objectives.region_text import region_text
 from spatial_clip_jax.objectives.spatial_correlation import spatial_correlation
 from spatial_clip_jax.train.register_term import Registers
 from spatial_clip_jax.train.sections import read_section
-from spatial_clip_jax.train.views import FUSION, NOUNS, StepViews
+from spatial_clip_jax.train.views import BIAS, FUSION, NOUNS, SCALE, StepViews
 
 Parts = tuple[Float[Array, ""], dict[str, Any]]
 Boxes = tuple[Float[Array, "b n 4"], Bool[Array, "b n"]]
@@ -168,18 +168,22 @@ class Refinement:
 class RegionText:
     """RegionCLIP: regions against nouns that the frozen tower itself gives to them (objectives/region_text.py).
 
-    nouns: phrases; a crop's label is the one likest to its global embedding, as in RegionCLIP's own pretraining.
+    nouns: phrases; a crop's label is the one likest to its global embedding, as in RegionCLIP's own pretraining. ():
+    those of the bundled world, if the pictures are its own. logit_scale, logit_bias: None, the frozen CLIP's own.
     """
 
-    nouns: tuple[str, ...]
+    nouns: tuple[str, ...] = ()
     weight: float = 1.0
     boxes: str = "grid"
     max_boxes: int = 20
     classes: int = 100
-    logit_scale: float = 100.0
+    logit_scale: float | None = None
+    logit_bias: float | None = None
 
     def __post_init__(self) -> None:
         check_law(self.boxes)
+        if not isinstance(self.nouns, tuple) or not all(isinstance(noun, str) and noun.strip() for noun in self.nouns):
+            raise ValueError(f"nouns must be a tuple of phrases, such as ('cat', 'dog'), got {self.nouns!r}")
 
     def __call__(self, views: StepViews) -> Parts:
         boxes, valid = drawn_boxes(views, self.boxes, self.max_boxes)
@@ -193,7 +197,8 @@ class RegionText:
             text,
             views.key("nouns"),
             classes=self.classes,
-            logit_scale=self.logit_scale,
+            logit_scale=views.frozen[SCALE] if self.logit_scale is None else self.logit_scale,
+            logit_bias=views.frozen[BIAS] if self.logit_bias is None else self.logit_bias,
         )
 
 

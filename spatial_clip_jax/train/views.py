@@ -25,6 +25,7 @@ Images = UInt8[Array, "b H W 3"]
 Maps = Float[Array, "b h w e"]
 FUSION, REFINER, AVERAGE = "fusion", "refiner", "average"
 NOUNS, CHANNELS, STEP = "nouns", "channels", "step"
+SCALE, BIAS = "logit_scale", "logit_bias"
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class StepViews:
     """One batch as the terms of the loss see it.
 
     params: the student's adapter, the only thing that is differentiated. frozen: {"vision"}, and where there are,
-    "refiner" and "average", "nouns", the embeddings of phrases, "channels", which of the tower's width count, and
-    "step", the steps before this one. `images` are uint8, mirrored or not; `fused` their fused maps where they came
-    along.
+    "refiner" and "average", "nouns", the embeddings of phrases, "logit_scale" and "logit_bias", which make logits of
+    cosines with them, "channels", which of the tower's width count, and "step", the steps before this one. `images` are
+    uint8, mirrored or not; `fused` their fused maps where they came along.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from launch.adaptation import adaptation_task
 from spatial_clip_jax.api import TINY, SpatialClip
+from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.models.clip import Clip
 from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.models.params import init_module, split_params
@@ -23,6 +24,8 @@ from spatial_clip_jax.train.sharding import match_rules, state_shardings
 from spatial_clip_jax.train.state import TrainState, new_state
 from spatial_clip_jax.train.step import make_train_step
 from spatial_clip_jax.train.task import Task
+
+NOUNS = tuple(pair_phrases())
 
 
 def small_clip() -> SpatialClip:
@@ -52,7 +55,9 @@ def small_config(config: ConfigDict, pictures: Path, layers: int) -> ConfigDict:
 
 
 def fitted(config: ConfigDict, layers: int) -> ConfigDict:
-    """The recipe for a shallower tower, where it trains all blocks of its own."""
+    """The recipe for a shallower tower, where it trains all blocks of its own, with nouns given."""
+    if "region_text" in config.objectives:
+        config.objectives.region_text.nouns = NOUNS
     if config.adapter.blocks > layers:
         config.adapter.blocks = layers
         config.objectives.registers.attention_layers = (0, 1)

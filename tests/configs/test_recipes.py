@@ -5,19 +5,21 @@ import functools
 import importlib
 import json
 import pkgutil
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from absl.flags import FlagValues
+from ml_collections import ConfigDict, config_flags
 
 from configs import adapt
 from configs.adapt.base import MODELS
 from configs.evaluate import ablations, recipes
-from launch.adaptation import check_stages, earlier_stage, read_teaching
+from launch.adaptation import check_stages, earlier_stage, nouns_of, read_teaching
 from launch.variations import read_variations
-from spatial_clip_jax.api import SpatialClip, load
+from spatial_clip_jax.api import TINY, SpatialClip, load
 from spatial_clip_jax.fusion.encoders import Towers
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.clip import vision_tower
@@ -27,10 +29,13 @@ from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
 from spatial_clip_jax.train.adaptation import adaptation_loss
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.sharding import make_mesh
-from spatial_clip_jax.train.views import CHANNELS, NOUNS, REFINER, STEP
+from spatial_clip_jax.train.terms import read_terms
+from spatial_clip_jax.train.views import BIAS, CHANNELS, NOUNS, REFINER, SCALE, STEP
 from spatial_clip_jax.train.workdir import resolve
+from tests.configs.small_clip import NOUNS as WORLD_NOUNS
 from tests.configs.small_clip import fitted, small_clip, small_config, start, task_of, write_pictures
 
+ADAPTER = AdapterSpec("copy", 1)
 RECIPES = [module.name for module in pkgutil.iter_modules(adapt.__path__) if module.name != "base"]
 GEOMETRY = {
     "eva02_b16": "EVA02-CLIP-B-16",
@@ -102,6 +107,7 @@ def trace_stage(config: ConfigDict, spec: ClipSpec, refiner: Traced | None) -> T
     frozen = {"vision": vision, **({REFINER: refiner[1]} if refiner else {})}
     for nouns in (term.nouns for term in terms.values() if hasattr(term, "nouns")):
         frozen[NOUNS] = jax.ShapeDtypeStruct((len(nouns), spec.embed_dim), "float32")
+        frozen |= {name: jax.ShapeDtypeStruct((), "float32") for name in (SCALE, BIAS)}
     if any(getattr(term, "lazy_channels", 0) for term in terms.values()):
         frozen[CHANNELS] = jax.ShapeDtypeStruct((spec.vit.width,), "bool")
     frozen[STEP] = jax.ShapeDtypeStruct((), "int32")
@@ -167,6 +173,53 @@ def test_faults_of_the_last_stage_come_before_the_first_is_trained(model, settin
     config = ConfigDict({**recipe("recover").to_dict(), setting: value})
     with pytest.raises(ValueError, match=says):
         check_stages(config, model)
+
+
+@pytest.mark.parametrize("name", ["region_clip", "r_sc_region_clip"])
+def test_other_pictures_are_not_named_by_the_bundled_worlds_nouns(name, model):
+    """For every model, the bundled one too; its own pictures need none."""
+    for arg in ("model=tiny", "model=clip_b16"):
+        config = recipe(name, arg)
+        config.data.kind = "folder"
+        with pytest.raises(ValueError, match=r"region_text.nouns is empty: .*nouns='\(\"cat\", \"dog\"\)'"):
+            read_teaching(config, model.towers if name == "region_clip" else model.new_adapter(ADAPTER, 0)[0])
+    config.objectives.region_text.nouns = ("cat", "dog")
+    term = read_teaching(config, model.new_adapter(ADAPTER, 0)[0])[0]["region_text"]
+    assert nouns_of(config.data, term) == ("cat", "dog")
+    bundled = recipe(name)
+    assert nouns_of(bundled.data, read_terms(bundled.objectives)["region_text"]) == WORLD_NOUNS
+
+
+def test_nouns_come_from_the_command_line(monkeypatch):
+    option = """--config.objectives.region_text.nouns=("a cat", "dog")"""
+    monkeypatch.setattr(sys, "argv", ["program", option])
+    flags = FlagValues()
+    config_flags.DEFINE_config_dict("config", recipe("region_clip"), flag_values=flags)
+    flags(["program", option])
+    assert read_terms(flags.config.objectives)["region_text"].nouns == ("a cat", "dog")
+    with pytest.raises(ValueError, match="nouns must be a tuple of phrases"):
+        read_terms(ConfigDict({"region_text": {"nouns": ("cat", " ")}}))
+
+
+def test_logits_are_the_models_own_unless_the_config_says_otherwise(model, tmp_path):
+    """RegionCLIP's sigmoids are of the cosines times exp(logit_scale), plus the bias of a CLIP that has one."""
+    pictures = write_pictures(tmp_path / "pictures", 2)
+    params = model.clip_params | {"logit_scale": np.log(41.0)}
+    plain = SpatialClip(model.spec, params, TINY / "tokenizer.json")
+    biased = SpatialClip(model.spec, params | {"logit_bias": -3.0}, TINY / "tokenizer.json")
+
+    def value(clip: SpatialClip, **changes: float) -> float:
+        config = small_config(recipe("region_clip", "steps=3,batch_size=2"), pictures, 4)
+        config.objectives.region_text = config.objectives.region_text.to_dict() | changes
+        task = task_of(config, clip, None, tmp_path)
+        loss, _ = jax.jit(task.loss_fn)(task.params, task.frozen, next(task.batches), jax.random.key(0))
+        return float(loss)
+
+    own = value(plain)
+    assert own == pytest.approx(value(model, logit_scale=41.0), rel=1e-5)
+    assert abs(own - value(model)) > 1e-3 and abs(own - value(model, logit_scale=100.0)) > 1e-3
+    assert value(biased) == pytest.approx(value(model, logit_scale=41.0, logit_bias=-3.0), rel=1e-5)
+    assert abs(value(biased) - own) > 1e-3
 
 
 def test_a_stages_sections_are_its_own():

@@ -17,39 +17,42 @@ BOXES = np.concatenate([CORNERS, CORNERS + RNG.uniform(0.2, 0.5, (2, 3, 2))], -1
 VALID = np.array([[True, True, False], [True, False, True]])
 LABELS = np.array([[5, 2, 0], [5, 7, 3]])
 PRESENT = (2, 3, 5)
-SCALE = 5.0
+SCALE, BIAS = 5.0, -0.7
 
 
 @partial(jax.jit, static_argnames="classes")
-def loss_and_gradients(maps, boxes, valid, labels, text, key, scale, classes):
-    def loss(maps, text, scale):
-        return region_text(maps, boxes, valid, labels, text, key, classes=classes, logit_scale=scale)
+def loss_and_gradients(maps, boxes, valid, labels, text, key, scale, bias, classes):
+    def loss(maps, text, scale, bias):
+        return region_text(maps, boxes, valid, labels, text, key, classes=classes, logit_scale=scale, logit_bias=bias)
 
-    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(maps, text, scale)
+    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(maps, text, scale, bias)
 
 
-def run(maps=MAPS, boxes=BOXES, valid=VALID, labels=LABELS, classes=20, seed=0):
+def run(maps=MAPS, boxes=BOXES, valid=VALID, labels=LABELS, classes=20, seed=0, bias=0.0):
     maps, boxes, text = (jnp.asarray(x, jnp.float32) for x in (maps, boxes, TEXT))
     masks = jnp.asarray(valid), jnp.asarray(labels)
-    return loss_and_gradients(maps, boxes, *masks, text, jax.random.key(seed), jnp.float32(SCALE), classes)
+    numbers = jnp.float32(SCALE), jnp.float32(bias)
+    return loss_and_gradients(maps, boxes, *masks, text, jax.random.key(seed), *numbers, classes)
 
 
-def torch_loss(torch_roi, maps, subset, labels=LABELS):
+def torch_loss(torch_roi, maps, subset, labels=LABELS, bias=0.0):
     valid = torch.tensor(VALID)
     regions = torch.nn.functional.normalize(torch_roi(maps, torch.tensor(BOXES), 1)[:, :, 0, 0][valid], dim=-1)
     names = torch.nn.functional.normalize(torch.tensor(TEXT)[list(subset)], dim=-1)
     targets = (torch.tensor(labels)[valid][:, None] == torch.tensor(subset)[None]).double()
-    logits = SCALE * regions @ names.T
+    logits = SCALE * regions @ names.T + bias
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return losses.sum(-1).mean(), (torch.tensor(subset)[logits.argmax(-1)] == torch.tensor(labels)[valid])
 
 
+@pytest.mark.parametrize("bias", [0.0, BIAS])
 @pytest.mark.parametrize(("classes", "subset"), [(20, range(8)), (1, PRESENT)])
-def test_value_and_gradient_equal_torch(torch_roi, classes, subset):
+def test_value_and_gradient_equal_torch(torch_roi, classes, subset, bias):
     maps = torch.tensor(MAPS, requires_grad=True)
-    expected, hits = torch_loss(torch_roi, maps, tuple(subset))
+    expected, hits = torch_loss(torch_roi, maps, tuple(subset), bias=bias)
     expected.backward()
-    (loss, parts), (gradient, *others) = run(classes=classes)
+    (loss, parts), (gradient, *others) = run(classes=classes, bias=bias)
+    assert abs(run(classes=classes, bias=BIAS - bias)[0][0] - loss) > 0.1
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, maps.grad.numpy(), atol=2e-6)
     assert parts["regions"] == 4 and parts["region_top1"] == hits.double().mean().item()
