@@ -24,7 +24,7 @@ def region_alignment(
 
     Returns:
       The mean over all valid boxes of the batch (0 if there is none), and the parts "region_cosine" (mean
-      cosine) and "regions" (valid boxes).
+      cosine) and "aligned_regions" (valid boxes).
     """
     boxes = jnp.where(valid[..., None], boxes, jnp.array(WHOLE_VIEW))
     targets = unit_length(jax.lax.stop_gradient(jnp.where(valid[..., None], crop_embeddings, 0.0)))
@@ -33,4 +33,4 @@ def region_alignment(
     count = valid.sum()
     mean_cosine = jnp.where(valid, cosine, 0.0).sum() / jnp.maximum(count, 1)
     loss = jnp.where(count > 0, 1.0 - mean_cosine, 0.0)
-    return loss, {"region_cosine": mean_cosine, "regions": count.astype(jnp.float32)}
+    return loss, {"region_cosine": mean_cosine, "aligned_regions": count.astype(jnp.float32)}

@@ -38,7 +38,7 @@ def region_text(
 
     Returns:
       The sum over the subset, mean over all valid boxes of the batch (0 if there is none), and the parts
-      "region_top1" (boxes whose class is the subset's likeliest) and "regions" (valid boxes).
+      "region_top1" (boxes whose class is the subset's likeliest) and "named_regions" (valid boxes).
     """
     boxes = jnp.where(valid[..., None], boxes, jnp.array(WHOLE_VIEW))
     labels = jnp.where(valid, labels, len(text))  # no class
@@ -51,7 +51,7 @@ def region_text(
     losses = jnp.where(counted, -jax.nn.log_sigmoid(jnp.where(hit, logits, -logits)), 0.0).sum(-1)
     likeliest = subset[jnp.where(counted, logits, -jnp.inf).argmax(-1)]
     top1 = masked_mean((likeliest == labels).astype(jnp.float32), valid)
-    return masked_mean(losses, valid), {"region_top1": top1, "regions": valid.sum().astype(jnp.float32)}
+    return masked_mean(losses, valid), {"region_top1": top1, "named_regions": valid.sum().astype(jnp.float32)}
 
 
 def _federated_subset(

@@ -73,7 +73,7 @@ def registers(
 
     Returns:
       The weighted sum, and the parts "register_contrast", "register_separation", "register_absorption" (unweighted
-      terms), "refinement_cosine" (mean cosine of clean tokens and their targets) and "clean_fraction".
+      terms), "clean_cosine" (mean cosine of clean tokens and their targets) and "clean_fraction".
     """
     teacher = jax.lax.stop_gradient(teacher)
     batch, crops, side = teacher.foreground.shape[:3]
@@ -110,7 +110,7 @@ def registers(
         "register_contrast": contrast,
         "register_separation": apart,
         "register_absorption": absorbed,
-        "refinement_cosine": cosine,
+        "clean_cosine": cosine,
         "clean_fraction": clean.mean(dtype=jnp.float32),
     }
 

@@ -20,7 +20,8 @@ def adaptation_loss(student: Towers, teachers: Teachers, terms: Mapping[str, Any
     """The loss over the adapter's parameters: the sum of `terms` (see terms.py), each times its weight.
 
     Of the frozen tree {"vision", and where there are "refiner" and "average"} and batches {"image", and "teacher"
-    where fused maps come along}. flip: pictures are mirrored at random, with their maps.
+    where fused maps come along}. flip: pictures are mirrored at random, with their maps. ValueError, when it is traced,
+    if two terms report a part by the same name.
     """
 
     def loss_fn(params: Params, frozen: Params, batch: Params, key: PRNGKeyArray) -> tuple[Any, dict[str, Any]]:
@@ -31,9 +32,21 @@ def adaptation_loss(student: Towers, teachers: Teachers, terms: Mapping[str, Any
         views = StepViews(student, teachers, params, frozen, images, fused, view_key)
         values = {name: term(views) for name, term in terms.items()}
         loss = sum((terms[name].weight * value for name, (value, _) in values.items()), jnp.zeros(()))
-        return loss, {name: part for _, parts in values.values() for name, part in parts.items()}
+        return loss, _gathered({name: parts for name, (_, parts) in values.items()})
 
     return loss_fn
+
+
+def _gathered(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The parts of all terms; ValueError if two report one by the same name, for one would hide the other."""
+    gathered: dict[str, Any] = {}
+    for term, parts in reports.items():
+        if taken := sorted(gathered.keys() & parts.keys()):
+            raise ValueError(
+                f"the term {term!r} reports {taken} as one before it does; give its parts names of their own"
+            )
+        gathered |= parts
+    return gathered
 
 
 def _mirrored(key: PRNGKeyArray, images: Images, maps: Maps | None) -> tuple[Images, Maps | None]:

@@ -41,7 +41,7 @@ def test_value_and_gradient_equal_torch(torch_roi):
     (loss, parts), gradient = run()
     np.testing.assert_allclose(loss, expected.item(), atol=1e-6)
     np.testing.assert_allclose(gradient, maps.grad.numpy(), atol=1e-6)
-    assert parts["regions"] == VALID.sum() and parts["region_cosine"] == pytest.approx(1 - float(loss))
+    assert parts["aligned_regions"] == VALID.sum() and parts["region_cosine"] == pytest.approx(1 - float(loss))
 
 
 def test_matching_crops_have_no_loss_and_shuffled_ones_have(torch_roi):

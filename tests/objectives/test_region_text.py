@@ -55,7 +55,7 @@ def test_value_and_gradient_equal_torch(torch_roi, classes, subset, bias):
     assert abs(run(classes=classes, bias=BIAS - bias)[0][0] - loss) > 0.1
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, maps.grad.numpy(), atol=2e-6)
-    assert parts["regions"] == 4 and parts["region_top1"] == hits.double().mean().item()
+    assert parts["named_regions"] == 4 and parts["region_top1"] == hits.double().mean().item()
     assert not any(np.asarray(other).any() for other in others)
 
 

@@ -154,7 +154,7 @@ def test_shuffled_targets_raise_the_contrast(torch_roi):
         for tokens in (crops, shuffled)
     )
     assert matched["register_contrast"] + 1 < mixed["register_contrast"]
-    assert matched["refinement_cosine"] > 0.99 > mixed["refinement_cosine"]
+    assert matched["clean_cosine"] > 0.99 > mixed["clean_cosine"]
 
 
 def test_lazy_channels_change_nothing_whatever_stands_in_them():

@@ -14,12 +14,14 @@ from spatial_clip_jax.models.spec import AdapterSpec, VisionSpec
 from spatial_clip_jax.models.vision import VisionTower
 from spatial_clip_jax.objectives.confidence import agreement
 from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
+from spatial_clip_jax.objectives.registers import TeacherTokens, registers
 from spatial_clip_jax.train.adaptation import _mirrored, adaptation_loss
 from spatial_clip_jax.train.optimizer import make_optimizer
 from spatial_clip_jax.train.settings import OptimizerSettings
 from spatial_clip_jax.train.sharding import make_mesh, match_rules, state_shardings
 from spatial_clip_jax.train.state import new_state
 from spatial_clip_jax.train.step import make_train_step
+from spatial_clip_jax.train.terms import TERMS as TERMS_BY_NAME
 from spatial_clip_jax.train.terms import read_terms
 from spatial_clip_jax.train.views import StepViews, Teachers
 
@@ -76,6 +78,29 @@ def test_temperatures_reach_the_correlations(setting, settings):
     by = {"spatial_correlation": {"teacher": "maskclip"} | settings}
     plain = {"spatial_correlation": {"teacher": "maskclip"}}
     assert abs(float(value(setting, by)[0]) - float(value(setting, plain)[0])) > 1e-2
+
+
+def test_no_two_terms_report_by_the_same_name(setting):
+    """All of them side by side; and a term that takes another's name is refused when the loss is traced."""
+    towers, params, frozen, batch = setting
+    frozen = frozen | {"average": params, "nouns": jnp.eye(8), "logit_scale": 9.0, "logit_bias": 0.0}
+    given = {name: {} for name in TERMS_BY_NAME if name != "registers"} | {"refinement": {"crops": 1}}
+    parts = value((towers, params, frozen, batch), given)[1]
+    assert {"aligned_regions", "named_regions", "refinement_cosine"} <= set(parts)
+    assert not parts.keys() & register_parts()
+    terms = read_terms(ConfigDict(TERMS))
+    loss = adaptation_loss(towers, Teachers(towers, FUSION), {**terms, "again": terms["region_alignment"]}, True)
+    with pytest.raises(ValueError, match=r"'again' reports \['aligned_regions', 'region_cosine'\]"):
+        jax.eval_shape(loss, params, frozen, batch, jax.random.key(0))
+
+
+def register_parts():
+    """What UniRefiner's objective reports."""
+    tokens = jnp.ones((1, 1, 2, 2, 4))
+    teacher = TeacherTokens(tokens, tokens.reshape(1, 1, 4, 4), tokens[0], tokens.reshape(4, 4), None)
+    boxes = jnp.array([[[0.0, 0.0, 1.0, 1.0]]])
+    shapes = jax.eval_shape(registers, tokens[0], tokens.reshape(1, 4, 4), boxes, teacher, jax.random.key(0))
+    return shapes[1].keys() | {"register_correlation"}
 
 
 def test_without_teacher_maps_the_step_fuses_them_itself(setting):
