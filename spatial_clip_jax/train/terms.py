@@ -26,8 +26,8 @@ from spatial_clip_jax.train.views import BIAS, FUSION, NOUNS, SCALE, StepViews
 Parts = tuple[Float[Array, ""], dict[str, Any]]
 Boxes = tuple[Float[Array, "b n 4"], Bool[Array, "b n"]]
 
-
 LAWS = ("grid", "random")
+BACKGROUNDS = ("none", "composed")
 
 
 def check_law(law: str) -> None:
@@ -140,7 +140,9 @@ class SpatialCorrelation:
 class Refinement:
     """The Refiner: tokens of the whole view against a teacher's of random crops (objectives/refinement.py).
 
-    Each crop is stretched to the tower's native square, so its tokens are as many as a native picture's.
+    Each crop is stretched to the tower's native square, so its tokens are as many as a native picture's. background:
+    what the teacher sees beside it, "none", or "composed", a strip of an unrelated picture (data/composites.py), whose
+    tokens are no targets; UniRefiner's composites, an option of our own here.
     """
 
     weight: float = 1.0
@@ -150,13 +152,18 @@ class Refinement:
     uniformity: float = 1.0
     stop_low: bool = False
     negatives: bool = True
+    background: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.background not in BACKGROUNDS:
+            raise ValueError(f"a crop's background is one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
 
     def __call__(self, views: StepViews) -> Parts:
         boxes, _ = drawn_boxes(views, "random", self.crops)
         return refinement(
             views.student,
             boxes,
-            views.crop_maps(self.teacher, boxes),
+            views.crop_maps(self.teacher, boxes, composed=self.background == "composed"),
             temperature=self.temperature,
             uniformity=self.uniformity,
             stop_low=self.stop_low,

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from spatial_clip_jax.data.composites import composite, on_random_side, split_composite, strip_tokens
+from spatial_clip_jax.data.reference_picture import reference_picture
 from spatial_clip_jax.data.views import crop_and_resize
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, embed_images, fused_maps, read_pixels
 from spatial_clip_jax.fusion.roi import roi_align
@@ -127,12 +129,26 @@ class StepViews:
     def _fuse(self, images: Images) -> Maps:
         return fused_maps(self.teachers.towers, teacher_params(self.frozen), images, named_fusion(self.teachers.fusion))
 
-    def crop_maps(self, name: str, boxes: Float[Array, "b n 4"]) -> Float[Array, "b n h w e"]:
-        """The teacher's dense maps of crops, each stretched to the tower's native square."""
+    def crop_maps(self, name: str, boxes: Float[Array, "b n 4"], composed: bool = False) -> Float[Array, "b n h w e"]:
+        """The teacher's dense maps of crops, each stretched to the tower's native square.
+
+        composed: the teacher sees every crop beside a strip of an unrelated picture; the strip's tokens are left out.
+        """
         side = self.towers.spec.image_size
-        crops = roi_align(self.images.astype(jnp.float32), boxes, side)
-        maps = self.taught(name, _whole_numbers(crops).reshape(-1, side, side, 3))
+        crops = roi_align(self.images.astype(jnp.float32), boxes, side).reshape(-1, side, side, 3)
+        maps = self._beside(name, crops) if composed else self.taught(name, _whole_numbers(crops))
         return jax.lax.stop_gradient(maps.reshape(*boxes.shape[:2], *maps.shape[1:])).astype(jnp.float32)
+
+    def _beside(self, name: str, crops: Float[Array, "q s s 3"]) -> Maps:
+        """What the teacher makes of crops beside an unrelated picture, on a side drawn for the whole batch."""
+        side, patch = crops.shape[1], self.towers.spec.patch_size
+        reference, strip = jnp.asarray(reference_picture(side, side), jnp.float32), strip_tokens(side // patch)
+
+        def read(where: str) -> Maps:
+            beside = _whole_numbers(composite(crops, reference, where, strip * patch))
+            return split_composite(self.taught(name, beside), where, strip)[0]
+
+        return on_random_side(self.key("side"), read)
 
     def crops(self, boxes: Float[Array, "b n 4"]) -> Float[Array, "b n e"]:
         """The frozen tower's global embeddings of letterboxed crops at its native size: CLIPSelf's teacher."""

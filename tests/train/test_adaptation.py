@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from spatial_clip_jax.data.reference_picture import reference_picture
+from spatial_clip_jax.data.views import random_boxes
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, dense_maps, read_pixels
+from spatial_clip_jax.fusion.roi import roi_align
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.params import flatten_params, init_module, join_params, split_params
@@ -14,6 +17,7 @@ from spatial_clip_jax.models.spec import AdapterSpec, VisionSpec
 from spatial_clip_jax.models.vision import VisionTower
 from spatial_clip_jax.objectives.confidence import agreement
 from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
+from spatial_clip_jax.objectives.refinement import refinement
 from spatial_clip_jax.objectives.registers import TeacherTokens, registers
 from spatial_clip_jax.train.adaptation import _mirrored, adaptation_loss
 from spatial_clip_jax.train.optimizer import make_optimizer
@@ -27,6 +31,7 @@ from spatial_clip_jax.train.views import StepViews, Teachers
 
 SPEC = VisionSpec(image_size=16, patch_size=8, width=16, layers=2, heads=2, mlp_width=32)
 FUSION = FusionSettings(windows=((1.0, 0.5),))
+VIEW_KEY = jax.random.split(jax.random.key(0))[1]  # what a loss with key 0 gives to its views
 TERMS = {"fusion_distillation": {"weight": 1.0}, "region_alignment": {"weight": 0.1, "max_boxes": 4}}
 
 
@@ -92,6 +97,37 @@ def test_no_two_terms_report_by_the_same_name(setting):
     loss = adaptation_loss(towers, Teachers(towers, FUSION), {**terms, "again": terms["region_alignment"]}, True)
     with pytest.raises(ValueError, match=r"'again' reports \['aligned_regions', 'region_cosine'\]"):
         jax.eval_shape(loss, params, frozen, batch, jax.random.key(0))
+
+
+def test_the_refiners_teacher_may_see_crops_beside_an_unrelated_picture(setting):
+    """The crop's tokens of the composite alone are targets; without a background it is the crop that is seen."""
+    towers, params, frozen, batch = setting
+    views = StepViews(towers, Teachers(towers, FUSION), params, frozen, batch["image"], None, VIEW_KEY)
+    boxes = random_boxes(views.key("random boxes"), 3, 2)
+    pictures = np.asarray(batch["image"], np.float32)
+    crops = np.round(np.asarray(roi_align(jnp.asarray(pictures), boxes, 16)).clip(0, 255)).reshape(6, 16, 16, 3)
+    reference = np.broadcast_to(reference_picture(16, 16), crops.shape)
+    seen = {  # the strip is two tokens wide, as the crop is
+        "none": (crops, np.s_[:, :, :]),
+        "left": (np.concatenate([reference, crops], 2), np.s_[:, :, 2:]),
+        "right": (np.concatenate([crops, reference], 2), np.s_[:, :, :2]),
+        "top": (np.concatenate([reference, crops], 1), np.s_[:, 2:]),
+        "bottom": (np.concatenate([crops, reference], 1), np.s_[:, :2]),
+    }
+    expected = {}
+    for where, (composed, part) in seen.items():
+        maps = dense_maps(towers, {"vision": frozen["vision"]}, jnp.asarray(composed, jnp.uint8), "value")[part]
+        expected[where] = float(refinement(views.student, boxes, maps.reshape(3, 2, 2, 2, 8))[0])
+
+    def found(**changes):
+        terms = read_terms(ConfigDict({"refinement": {"crops": 2} | changes}))
+        loss = jax.jit(adaptation_loss(towers, Teachers(towers, FUSION), terms, False))
+        return float(loss(params, frozen, batch, jax.random.key(0))[0])
+
+    plain, composed = found(), found(background="composed")
+    assert plain == found(background="none") == pytest.approx(expected.pop("none"), rel=1e-5)
+    matching = [where for where, value in expected.items() if value == pytest.approx(composed, rel=1e-5)]
+    assert len(matching) == 1 and abs(composed - plain) > 1e-3
 
 
 def register_parts():
@@ -212,6 +248,7 @@ def test_crops_of_the_whole_picture_are_the_picture(setting):
         ({"region_alignment": {"weight": 0.0}}, "no term with a weight"),
         ({}, "no term with a weight"),
         ({"fusion_distillation": {"confidence": "peaks"}}, "weighted by one of none, agreement, got 'peaks'"),
+        ({"refinement": {"background": "black"}}, "one of none, composed, got 'black'"),
         ({"region_alignment": {"boxes": "grit"}}, "drawn by 'grid' or 'random', got 'grit'"),
         ({"spatial_correlation": {"teacher": "refinar"}}, "unknown teacher 'refinar'; valid: fusion, average, refiner"),
     ],
