@@ -2,9 +2,18 @@
 
     python -m launch.train --config=configs/adapt/clipself.py --workdir=runs/clipself
 
-The loss, the 24 grids, the value path, letterboxed crops and cosine are those of its code; it trains all blocks for six
-epochs of COCO at batch 2 a GPU, and keeps 0.7 of the result (`launch.export --merge=0.7`). Here: the last blocks, and
-in the bundled world four cells a picture, so that every recipe has the same budget.
+As in its code: the loss, the 24 grids, at most twenty cells of one, the value path, letterboxed crops, AdamW and its
+cosine. Different, so that every recipe has the same budget and sees the same pictures:
+
+- The last blocks and the norm behind them are trained; published: all blocks, and no norm behind them.
+- Size, steps, batch, learning rate and warm-up are those of the model in base.py; published: 1024 pixels (L: 896), six
+  epochs of COCO at batch 2 a GPU, 1e-5, 1,000 steps. In the bundled world, four cells a picture.
+- Weight decay 0.05 (0.1), gradients clipped to norm 1 (not clipped), pictures mirrored at random (not mirrored), b2
+  0.999 and eps 1e-6 (EVA: eps 1e-8; OpenAI: b2 0.98).
+- Of a picture its centred square is seen; published: all of it, padded right and below. The teacher's crops are cut
+  from that square as the student sees it; published: from the original picture, so they are sharper.
+- The adapter stays beside the tower, whole; published: weights 0.7 (L: 0.95) of the way from the original's, which
+  `save_merged(folder, alpha=0.7)` or `launch.export --merge=0.7` makes of it.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,10 @@
 
     python -m launch.train --config=configs/adapt/spar.py --workdir=runs/spar
 
-Squared distance of unit vectors, as here, is twice one minus their cosine. Its last two blocks and 25,000 pictures are
-the paper's; the windows are read by MaskCLIP's read-out.
+Squared distance of unit vectors, as here, is twice one minus their cosine. Different: as many last blocks are trained
+as by the other recipes (the paper: two), on squares of one size (short sides of 512 to 2,048 pixels), for their budget
+and at their learning rate (ten epochs of 25,000 pictures at 2e-5). Our own: windows of the native size and of half of
+it, that overlap by half (the paper's are 24 pixels apart), and read by MaskCLIP's read-out.
 """
 
 from ml_collections import ConfigDict

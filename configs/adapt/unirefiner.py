@@ -8,8 +8,9 @@ numbers are those of `model=siglip2_so400m` (150 steps of 64 pictures, there: `s
 does not train, its layers of attention are scaled to their depth. The ring is one patch for every model here.
 
 Different: crops and the unrelated picture are of the tower's native size, no dropout within the updates, the head has
-none, pictures are mirrored. The bundled model has the learning rate and the warm-up of the other recipes. `variant`
-does not count.
+none, pictures are mirrored, and cut to their centred square instead of squashed to one. The bundled model has of the
+other recipes the learning rate, the warm-up, gradients clipped to norm 1 and AdamW's eps, 1e-6. `variant` does not
+count.
 """
 
 from typing import Any
