@@ -120,9 +120,20 @@ def read_teaching(config: ConfigDict, towers: Towers) -> tuple[dict[str, Any], T
         teachers.check(name)
     if FUSION in asked:
         teachers.check_fusion()
+        asked.add(teachers.fusion.readout)
+    _check_average(config, asked)
+    return terms, teachers
+
+
+def _check_average(config: ConfigDict, asked: set[str]) -> None:
+    """ValueError if the student's average is asked and not kept, or if maps that are pooled by it are."""
     if AVERAGE in asked and not config.optimizer.get("average"):
         raise ValueError("the teacher 'average' needs config.optimizer.average, such as 0.999")
-    return terms, teachers
+    if {AVERAGE, FUSION} <= asked and config.teacher.readout == AVERAGE and config.cache_teacher:
+        raise ValueError(
+            "config.teacher.readout='average' makes other maps at every step, which cannot be kept; give "
+            "cache_teacher=False (--config.cache_teacher=False)"
+        )
 
 
 def _asked(terms: Mapping[str, Any]) -> set[str]:

@@ -1,7 +1,8 @@
 """What one step sees of its pictures: the student's map, the teachers' maps and crops, each computed when first asked.
 
 A teacher is named: "fusion", the frozen tower's fused views; "refiner", an adapter that an earlier stage trained;
-"average", the student's own exponential average; or any read-out of the frozen tower.
+"average", the student's own exponential average; or any read-out of the frozen tower. All but the first may also be
+the read-out that the fused views are pooled by.
 """
 
 import dataclasses
@@ -54,7 +55,7 @@ class Teachers:
 
     def check_fusion(self) -> None:
         """ValueError if the views are to be read by what is no read-out, listing the valid ones."""
-        valid = [name for name in self.names if name not in (FUSION, AVERAGE)]
+        valid = [name for name in self.names if name != FUSION]
         if self.fusion.readout not in valid:
             raise ValueError(f"unknown read-out {self.fusion.readout!r} of the teacher; valid: {', '.join(valid)}")
 
@@ -121,13 +122,18 @@ class StepViews:
         self.teachers.check(name)
         if name == FUSION:
             return self._fused if images is self.images and self._fused is not None else self._fuse(images)
-        pixels = preprocess(images, self.towers.spec)
-        if name == AVERAGE:
-            return read_pixels(self.towers, {**self.frozen, "adapter": self.frozen[AVERAGE]}, pixels, ADAPTER)
-        return read_pixels(self.teachers.towers, teacher_params(self.frozen), pixels, _readout(name))
+        towers, params = self._readers(name)
+        return read_pixels(towers, params, preprocess(images, towers.spec), _readout(name))
 
     def _fuse(self, images: Images) -> Maps:
-        return fused_maps(self.teachers.towers, teacher_params(self.frozen), images, named_fusion(self.teachers.fusion))
+        towers, params = self._readers(self.teachers.fusion.readout)
+        return fused_maps(towers, params, images, named_fusion(self.teachers.fusion))
+
+    def _readers(self, name: str) -> tuple[Towers, Params]:
+        """The towers that have the read-out called so, and their parameters."""
+        if name == AVERAGE:
+            return self.towers, {"vision": self.frozen["vision"], ADAPTER: self.frozen[AVERAGE]}
+        return self.teachers.towers, teacher_params(self.frozen)
 
     def crop_maps(self, name: str, boxes: Float[Array, "b n 4"], composed: bool = False) -> Float[Array, "b n h w e"]:
         """The teacher's dense maps of crops, each stretched to the tower's native square.
@@ -178,4 +184,4 @@ def named_fusion(fusion: FusionSettings) -> FusionSettings:
 
 
 def _readout(name: str) -> str:
-    return ADAPTER if name == REFINER else name
+    return ADAPTER if name in (REFINER, AVERAGE) else name

@@ -222,6 +222,24 @@ def test_logits_are_the_models_own_unless_the_config_says_otherwise(model, tmp_p
     assert abs(value(biased) - own) > 1e-3
 
 
+def test_windows_pooled_by_the_average_are_not_kept(model, tmp_path):
+    """They are other ones at every step; and there must be an average."""
+    config = small_config(recipe("spar", "steps=3,batch_size=2"), write_pictures(tmp_path / "pictures", 3), 4)
+    config.teacher.update(rule="affinity", readout="average")
+    with pytest.raises(ValueError, match="needs config.optimizer.average"):
+        check_stages(config, model)
+    config.optimizer.average = 0.9
+    with pytest.raises(ValueError, match="cannot be kept; give cache_teacher=False"):
+        check_stages(config, model)
+    config.cache_teacher = False
+    check_stages(config, model)
+    step_through(config, model, {}, tmp_path)
+    # Where nothing asks for fused views, nothing is kept, and the teacher's section does not count.
+    config.cache_teacher, config.optimizer.average = True, 0.0
+    config.objectives = dict(spatial_correlation=dict(teacher="maskclip"))
+    check_stages(config, model)
+
+
 def test_a_stages_sections_are_its_own():
     """What is set of one stage, or of the training alone, changes nothing else."""
     config = recipe("recover")

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from spatial_clip_jax.data.reference_picture import reference_picture
 from spatial_clip_jax.data.views import random_boxes
-from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, dense_maps, read_pixels
+from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, dense_maps, fused_maps, read_pixels
 from spatial_clip_jax.fusion.roi import roi_align
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.adapter import SpatialAdapter
@@ -155,6 +155,26 @@ def test_every_teacher_is_another(setting):
         by = FusionSettings(windows=((1.0, 0.5),), readout=readout)
         losses.append(float(value(setting, batch=fused, fusion=by)[0]))
     assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("rule", ["affinity", "overlap_add"])
+def test_windows_are_pooled_by_the_students_average(setting, rule):
+    """Just as if the averaged adapter were the towers' own; neither the student of this step nor the refiner pools."""
+    towers, params, frozen, batch = setting
+    average = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(4), leaf.shape), params)
+    fusion = FusionSettings(rule=rule, windows=((1.0, 0.5),), readout="average")
+    frozen_only = Teachers(Towers(SPEC, towers.vision), fusion)
+    frozen_only.check_fusion()
+
+    def pooled_by(adapter):
+        given = {"vision": frozen["vision"], "adapter": adapter}
+        return fused_maps(towers, given, batch["image"], FusionSettings(rule, "adapter", fusion.windows))
+
+    given = {**frozen, "average": average}
+    views = StepViews(towers, frozen_only, params, given, batch["image"], None, jax.random.key(0))
+    np.testing.assert_allclose(views.teacher("fusion"), pooled_by(average), atol=1e-6)
+    for other in (params, frozen["refiner"]):
+        assert np.abs(views.teacher("fusion") - pooled_by(other)).max() > 1e-2
 
 
 def test_the_student_as_its_own_teacher_has_no_gradient_in_its_correlations(setting):
