@@ -94,15 +94,34 @@ def check_stages(config: ConfigDict, model: SpatialClip) -> Towers:
     The pictures, the mesh and the shardings, which stages share, are checked by the first.
     """
     stage = earlier_stage(config)
-    before = check_stages(stage, model) if stage else model.towers
+    before = _check_before(stage, model) if stage else model.towers
     settings = read_settings(config)
     make_optimizer(settings.optimizer, settings.steps)
     _check_scale(config.scale, model.spec.vision)
-    read_teaching(config, before)
+    terms, teachers = read_teaching(config, before)
+    if FUSION in _asked(terms):
+        _check_windows(config, teachers.fusion, model)
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
     towers = Towers(model.spec.vision, model.towers.vision, adapter_definition(adapter, model.spec))
     _check_start(config, adapter, read_section(AdapterSpec, stage.adapter, "refiner.adapter") if stage else None)
     return towers
+
+
+def _check_before(stage: ConfigDict, model: SpatialClip) -> Towers:
+    try:
+        return check_stages(stage, model)
+    except ValueError as error:
+        raise ValueError(f"in config.refiner, the stage before: {error}") from error
+
+
+def _check_windows(config: ConfigDict, fusion: FusionSettings, model: SpatialClip) -> None:
+    """ValueError unless the pictures can be seen through the teacher's windows."""
+    try:
+        fusion.plan(*_size(config, model), model.spec.vision)
+    except ValueError as error:
+        raise ValueError(
+            f"config.teacher.windows={fusion.windows}, in units of the native size, do not fit: {error}"
+        ) from error
 
 
 def read_teaching(config: ConfigDict, towers: Towers) -> tuple[dict[str, Any], Teachers]:

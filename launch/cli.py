@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from safetensors import SafetensorError
@@ -78,6 +79,11 @@ def user_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
         sys.exit(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        sys.exit(f"error: {reason} Lower config.batch_size or config.scale, or shard over more devices.")
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.workdir import resolve
 
 # "of", what it was made of; "scores", "costs", "settings", "counts", "baseline"; "commit", the code that measured it.
+logger = logging.getLogger(__name__)
 Measured = dict[str, Any]
 PLAIN, TRAINING = "plain", "training_seconds"
 STARTED, TRAINED = "started.json", "trained.json"  # of a run's folder: whose it is, and what its training came to
@@ -61,8 +63,15 @@ def trained(config: ConfigDict, run: Path, teachers: Path) -> SpatialClip:
     if read_kept(run / STARTED, of) is None:
         shutil.rmtree(run, ignore_errors=True)
         kept(run / STARTED, of, dict)
-    kept(run / TRAINED, of, functools.partial(_train, config, run, teachers))
-    return load(config.model, run)  # also what was trained just now, so that its times are those of a later start
+    train = functools.partial(_train, config, run, teachers)
+    kept(run / TRAINED, of, train)
+    try:
+        return load(config.model, run)  # also what was trained just now, so that its times are those of a later start
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("%s: exported anew from the checkpoint, for %s", run, error)
+        (run / TRAINED).unlink()
+        kept(run / TRAINED, of, train)
+        return load(config.model, run)
 
 
 def _train(config: ConfigDict, run: Path, teachers: Path) -> Measured:

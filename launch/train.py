@@ -25,7 +25,7 @@ from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.task import Batches
 from spatial_clip_jax.train.teacher import CachedTeacher
-from spatial_clip_jax.train.workdir import resolve
+from spatial_clip_jax.train.workdir import check_workdir, resolve
 
 logger = logging.getLogger(__name__)
 Summary = dict[str, float | int]
@@ -34,6 +34,8 @@ LOOP_SECONDS, TEACHER_SECONDS = "loop_seconds", "teacher_seconds"  # of the summ
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Trains, exports, measures, reports."""
+    if "objectives" not in config:
+        raise ValueError("this config trains nothing: it has no `objectives`; one that has is configs/quickstart.py")
     if config.measure:
         check_section(config.benchmark, row_names(adapter=True))  # its faults come before any work
     adapted, summary = adapt(config, workdir)
@@ -48,6 +50,7 @@ def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tu
     kept in the workdir, or below `teachers`, which runs may share.
     """
     read_settings(config)  # its faults come before any work
+    check_workdir(workdir, resolve(config))
     initialize(config.distributed)
     model = load(config.model)
     check_stages(config, model)

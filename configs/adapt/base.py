@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs.common import REPLICATED, parse_arg
 from spatial_clip_jax.fusion.settings import FusionSettings
 
-# The frozen tower's fused views: windows' global embeddings pooled by a read-out's correlations (design.md, section 8).
+# The frozen tower's fused views: windows' global embeddings pooled by a read-out's correlations.
 FUSION = dataclasses.asdict(FusionSettings())
 # The usual multi-scale sliding window: dense maps of overlapping windows, averaged.
 SLIDING = dict(FUSION, rule="overlap_add", windows=((0.5, 0.25), (1.0, 0.5)))

@@ -4,6 +4,7 @@ A config's `objectives` section names those that a recipe uses; what is not name
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,12 @@ LAWS = ("grid", "random")
 BACKGROUNDS = ("none", "composed")
 
 
-def check_law(law: str) -> None:
-    """ValueError for an unknown law of `drawn_boxes`."""
+def check_law(law: str, most: int) -> None:
+    """ValueError for an unknown law of `drawn_boxes`, or no boxes at all."""
     if law not in LAWS:
         raise ValueError(f"boxes are drawn by 'grid' or 'random', got {law!r}")
+    if most < 1:
+        raise ValueError(f"max_boxes must be at least 1, got {most}")
 
 
 def drawn_boxes(views: StepViews, law: str, most: int) -> Boxes:
@@ -98,7 +101,7 @@ class RegionAlignment:
     max_boxes: int = 20
 
     def __post_init__(self) -> None:
-        check_law(self.boxes)
+        check_law(self.boxes, self.max_boxes)
 
     def __call__(self, views: StepViews) -> Parts:
         boxes, valid = drawn_boxes(views, self.boxes, self.max_boxes)
@@ -123,7 +126,7 @@ class SpatialCorrelation:
 
     def __post_init__(self) -> None:
         if self.regions != "picture":
-            check_law(self.regions)
+            check_law(self.regions, self.max_boxes)
 
     def __call__(self, views: StepViews) -> Parts:
         correlate = functools.partial(
@@ -188,7 +191,7 @@ class RegionText:
     logit_bias: float | None = None
 
     def __post_init__(self) -> None:
-        check_law(self.boxes)
+        check_law(self.boxes, self.max_boxes)
         if not isinstance(self.nouns, tuple) or not all(isinstance(noun, str) and noun.strip() for noun in self.nouns):
             raise ValueError(f"nouns must be a tuple of phrases, such as ('cat', 'dog'), got {self.nouns!r}")
 
@@ -231,6 +234,9 @@ def read_terms(objectives: ConfigDict) -> dict[str, Any]:
     terms: dict[str, Any] = {
         name: read_section(TERMS[name], objectives[name], f"objectives.{name}") for name in objectives
     }
+    for name, term in terms.items():
+        if not 0 <= term.weight < math.inf:
+            raise ValueError(f"config.objectives.{name}.weight must be a number of at least 0, got {term.weight}")
     weighted = {name: term for name, term in terms.items() if term.weight}
     if not weighted:
         raise ValueError("config.objectives has no term with a weight: there is nothing to train by")

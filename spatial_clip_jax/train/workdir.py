@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 # A run may be continued with other values of these: they do not change what it trains.
 HARMLESS = ("log_every", "evaluate_every", "checkpoint", "mesh", "sharding", "distributed", "measure", "benchmark")
 
+LISTED = 12  # differences between two configs
+
 
 @contextlib.contextmanager
 def held_workdir(workdir: Path) -> Iterator[None]:
@@ -25,8 +27,7 @@ def held_workdir(workdir: Path) -> Iterator[None]:
     if not is_main():
         yield
         return
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir={workdir} is a file; give a folder.")
+    _check_folder(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a") as lock:
         try:
@@ -43,21 +44,32 @@ def resolve(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict(), default=str))
 
 
+def check_workdir(workdir: Path, resolved: dict[str, Any]) -> None:
+    """ValueError if the folder is a file, or holds another run, naming the fields that differ. Writes nothing."""
+    _check_folder(workdir)
+    path = workdir / "config.json"
+    if any(workdir.glob("checkpoints/[0-9]*")):
+        if not path.exists():
+            raise ValueError(f"{workdir} holds checkpoints but no config.json; use another --workdir.")
+        _check_same_run(_read(path), resolved, workdir)
+
+
 def claim_workdir(workdir: Path, resolved: dict[str, Any]) -> None:
     """Writes `config.json` into the folder, or checks that the folder already belongs to this run.
 
     A run that has not saved a checkpoint yet has nothing to lose: its folder may be taken with another config.
 
     Raises:
-      ValueError: if the folder holds another run, naming the fields that differ.
+      ValueError: as `check_workdir`.
     """
-    path = workdir / "config.json"
-    if any(workdir.glob("checkpoints/[0-9]*")):
-        if not path.exists():
-            raise ValueError(f"{workdir} holds checkpoints but no config.json; use another --workdir.")
-        _check_same_run(_read(path), resolved, workdir)
+    check_workdir(workdir, resolved)
     if is_main():
-        _write_atomically(path, json.dumps(resolved, indent=2) + "\n")
+        _write_atomically(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+
+
+def _check_folder(workdir: Path) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} is a file; give a folder.")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -78,8 +90,10 @@ def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
         if before.get(name) != now.get(name) and name.split(".")[0] not in HARMLESS
     ]
     if differing:
+        listed, further = differing[:LISTED], len(differing) - LISTED
+        listed += [f"and {further} more"] if further > 0 else []
         raise ValueError(
-            f"{workdir} holds another run. It differs in\n  " + "\n  ".join(differing) + "\n"
+            f"{workdir} holds another run. It differs in\n  " + "\n  ".join(listed) + "\n"
             "Use another --workdir, go on with the same config, or remove the folder to start over."
         )
 

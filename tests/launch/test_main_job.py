@@ -185,6 +185,8 @@ REFUSED = {
     "--config.teacher.readout=gemm": "unknown read-out 'gemm' of the teacher; valid: refiner, plain",
     # Added to the (2,) of SMALL: absl adds up what is given of a tuple.
     "--config.teacher.segments=(1,)": r"segments must be a tuple of whole numbers above 1, got \(2, 1\)",
+    "--config.teacher.windows=((0.125,0.5),)": r"teacher.windows=.*\(0.125, 0.5\).* do not fit: .*stride",
+    "--config.refiner.steps=0": "in config.refiner, the stage before: config.steps is 0",
     "--config.teacher.rule=none": "rule 'none' has no windows",
     "--config.refiner.teacher.readout=refiner": "unknown read-out 'refiner' of the teacher; valid: plain",
     "--config.refiner.batch_size=4": "config.refiner has no setting 'batch_size'; it has .*adapter",

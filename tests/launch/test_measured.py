@@ -50,6 +50,26 @@ def a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[...
     return run, calls
 
 
+def test_a_run_whose_export_is_lost_is_gone_on_with(tmp_path, monkeypatch):
+    run, calls = a_run(tmp_path, monkeypatch)
+    run()
+    loads = iter([ValueError("truncated"), None])
+
+    def load(model: str, run: Path) -> None:
+        if fault := next(loads):
+            raise fault
+
+    monkeypatch.setattr(measured, "load", load)
+    (tmp_path / "run" / "export").rmdir()
+    run()
+    again = "adapt, with checkpoints, started.json"
+    assert calls == ["adapt, with started.json", "load", again] and (tmp_path / "run" / "export").is_dir()
+    monkeypatch.setattr(measured, "load", lambda model, run: (_ for _ in ()).throw(ValueError("for good")))
+    (tmp_path / "run" / "export").rmdir()
+    with pytest.raises(ValueError, match="for good"):
+        run()
+
+
 def test_a_run_is_trained_once_and_loaded_always(tmp_path, monkeypatch):
     run, calls = a_run(tmp_path, monkeypatch)
     run()

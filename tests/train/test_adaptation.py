@@ -1,5 +1,7 @@
 """The adaptation loss: only the adapter moves, every term counts by its weight, mirrored pictures keep their maps."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,6 +272,9 @@ def test_crops_of_the_whole_picture_are_the_picture(setting):
         ({"fusion_distillation": {"confidence": "peaks"}}, "weighted by one of none, agreement, got 'peaks'"),
         ({"refinement": {"background": "black"}}, "one of none, composed, got 'black'"),
         ({"region_alignment": {"boxes": "grit"}}, "drawn by 'grid' or 'random', got 'grit'"),
+        ({"region_alignment": {"max_boxes": 0}}, "max_boxes must be at least 1, got 0"),
+        ({"region_alignment": {"weight": -1.0}}, "region_alignment.weight must be a number of at least 0, got -1.0"),
+        ({"region_alignment": {"weight": math.nan}}, "region_alignment.weight must be a number of at least 0, got nan"),
         ({"spatial_correlation": {"teacher": "refinar"}}, "unknown teacher 'refinar'; valid: fusion, average, refiner"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spatial_clip_jax.train.workdir import claim_workdir, held_workdir
+from spatial_clip_jax.train.workdir import check_workdir, claim_workdir, held_workdir
 
 
 def test_a_folder_without_a_checkpoint_may_be_claimed_again(tmp_path: Path):
@@ -22,6 +22,11 @@ def test_a_folder_with_a_checkpoint_goes_on_with_its_own_config_alone(tmp_path: 
     claim_workdir(tmp_path, {"seed": 1, "measure": True, "benchmark": {"rows": []}})  # measured later
     with pytest.raises(ValueError, match="holds another run.*\n.*seed: 1 there, 2 here"):
         claim_workdir(tmp_path, {"seed": 2})
+    kept = (tmp_path / "config.json").read_bytes()
+    check_workdir(tmp_path, {"seed": 1, "measure": False})
+    with pytest.raises(ValueError, match="a: absent there, 0 here\n(.*\n)*  and 11 more\n"):
+        check_workdir(tmp_path, {"seed": 1} | dict.fromkeys("abcdefghijklmnopqrstuvw", 0))
+    assert (tmp_path / "config.json").read_bytes() == kept
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(ValueError, match="config.json is damaged"):
         claim_workdir(tmp_path, {"seed": 1})
