@@ -152,7 +152,9 @@ class Plan:
 def read_plan(config: ConfigDict, workdir: Path) -> Plan:
     """What the config asks for; ValueError for what it gets wrong, before any work."""
     variations = read_variations(config)
-    read_section(Claims, config.claims, "claims")
+    claims = read_section(Claims, config.claims, "claims")
+    if claims.default and claims.default not in variations.configs:
+        raise ValueError(f"config.claims.default={claims.default!r} is none of {', '.join(variations.configs)}")
     teachers = teacher_settings(config)
     names = row_names(adapter=False, teachers=teachers)
     check_section(config.benchmark, names)

@@ -1,6 +1,7 @@
 """Which runs a comparison asks for: recipes under one budget, and one recipe varied along named axes."""
 
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -8,9 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import adapt
 from spatial_clip_jax.train.workdir import HARMLESS, resolve
 
-RECIPES = "configs.adapt"
+RECIPES = adapt.__name__
 
 
 @dataclass(frozen=True)
@@ -86,4 +88,7 @@ def _module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if not path.startswith(str(error.name)):
             raise
-        raise ValueError(f"config.recipes names {name!r}, but there is no {path.replace('.', '/')}.py") from error
+        known = ", ".join(module.name for module in pkgutil.iter_modules(adapt.__path__) if module.name != "base")
+        raise ValueError(
+            f"config.recipes names {name!r}, but there is no {path.replace('.', '/')}.py; there are {known}"
+        ) from error

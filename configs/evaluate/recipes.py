@@ -3,7 +3,7 @@
     python -m launch.evaluate --config=configs/evaluate/recipes.py --workdir=runs/recipes
 
 Trains every recipe for every seed with one budget. The same command goes on where it was stopped. A short trial:
---config=configs/evaluate/recipes.py:steps=20,world=mini --config.seeds='(0,)'
+--config=configs/evaluate/recipes.py:steps=20,world=mini --config.seeds='(0,)' --config.second_world=sketches_mini
 """
 
 from ml_collections import ConfigDict

@@ -64,6 +64,8 @@ class PictureStream:
             raise ValueError(f"Unknown resize {resize!r}; the valid ones are {list(RESIZES)}.")
         if batch_size < 1 or batch_size % process_count:
             raise ValueError(f"batch_size {batch_size} cannot be shared equally by {process_count} hosts.")
+        if not 0 <= max_corrupt_fraction <= 1:
+            raise ValueError(f"max_corrupt_fraction must be from 0 to 1, got {max_corrupt_fraction}")
         if not len(source):
             raise ValueError("The source holds no record.")
         self._batch_size, self._process_count = batch_size, process_count

@@ -146,6 +146,8 @@ def test_bad_arguments_are_named(folder: Path) -> None:
         stream(folder, resize="squash")
     with pytest.raises(ValueError, match="batch_size 6 cannot be shared equally by 4 hosts"):
         stream(folder, process_count=4)
+    with pytest.raises(ValueError, match="max_corrupt_fraction must be from 0 to 1, got 2"):
+        stream(folder, max_corrupt_fraction=2)
 
 
 def test_pictures_are_cropped_at_the_centre_or_stretched() -> None:

@@ -209,8 +209,9 @@ def test_overrides_that_fit_nothing_are_named(overrides, says):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (dict(recipes=("recuver",)), "there is no configs/adapt/recuver.py"),
+        (dict(recipes=("recuver",)), "there is no configs/adapt/recuver.py; there are clipself, .*recover"),
         (dict(recipes=("configs.quickstart:variants=copy",)), "unknown config argument 'variants'"),
+        (dict(claims=dict(default="recuver")), "config.claims.default='recuver' is none of spar"),
         (dict(recipes=()), "config.recipes is empty"),
         (dict(seeds=(0, 0)), "seeds must be different"),
         (dict(second_world="moon"), "no world 'moon'"),
