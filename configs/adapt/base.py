@@ -4,8 +4,7 @@
       --config.data.kind=folder --config.data.path=PICTURES --config.measure=False
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,7 +13,7 @@ from configs.common import REPLICATED, parse_arg
 from spatial_clip_jax.fusion.settings import FusionSettings
 
 # The frozen tower's fused views: windows' global embeddings pooled by a read-out's correlations.
-FUSION = dataclasses.asdict(FusionSettings())
+FUSION = asdict(FusionSettings())
 # The usual multi-scale sliding window: dense maps of overlapping windows, averaged.
 SLIDING = dict(FUSION, rule="overlap_add", windows=((0.5, 0.25), (1.0, 0.5)))
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from configs.adapt.base import FUSION, SLIDING
 from configs.common import parse_arg
+from spatial_clip_jax.data.scenes.load import world_scales
 from spatial_clip_jax.models.readout import READOUTS
 
 # Names of configs/adapt, or modules elsewhere; what follows a colon is the recipe's own config argument.
@@ -54,7 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             teachers=dict(windows=FUSION, sliding=SLIDING),
             # As in quickstart; `rows` are those that need no training, () for all. Teachers choose among the bundled
             # world's input sizes, as the other rows do.
-            benchmark=main.benchmark.to_dict() | dict(unsupervised=True, teacher_scales=(1.0, 1.5, 2.0)),
+            benchmark=main.benchmark.to_dict() | dict(unsupervised=True, teacher_scales=world_scales(budget["world"])),
             # One pass is timed on random pictures of `scale` times the native size, in turns with the plain tower's.
             inference=dict(scale=2.0, batch_sizes=(1, 32), repetitions=15),
             # What is said of `default` and checked, see evaluate/claims.py.
