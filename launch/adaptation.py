@@ -31,9 +31,9 @@ from spatial_clip_jax.train.optimizer import make_optimizer
 from spatial_clip_jax.train.register_term import live_channels
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
-from spatial_clip_jax.train.task import Batches, Task
+from spatial_clip_jax.train.task import Task
 from spatial_clip_jax.train.teacher import CachedTeacher, fingerprint
-from spatial_clip_jax.train.terms import RegionText, read_terms
+from spatial_clip_jax.train.terms import RegionText, given_boxes, read_terms
 from spatial_clip_jax.train.views import (
     AVERAGE,
     BIAS,
@@ -84,7 +84,8 @@ def adaptation_task(
     source = source_of(config.data)
     frozen = _frozen(config, source, model, refiner, terms)
     cached = FUSION in _asked(terms) and config.cache_teacher
-    stream, batches = _batches(config, source, teachers, frozen, cached, maps, model)
+    stream = _stream(config, source, model, given_boxes(terms))
+    batches = _taught(stream, config, source, teachers, frozen, maps, model) if cached else stream
     return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
 
 
@@ -130,9 +131,7 @@ def read_teaching(config: ConfigDict, towers: Towers) -> tuple[dict[str, Any], T
     ValueError for names and settings that are not understood.
     """
     terms = read_terms(config.objectives)
-    for term in terms.values():
-        if isinstance(term, RegionText):
-            nouns_of(config.data, term)
+    _check_given(config.data, terms)
     teachers = Teachers(towers, read_section(FusionSettings, config.teacher, "teacher"))
     asked = _asked(terms)
     for name in sorted(asked):
@@ -142,6 +141,24 @@ def read_teaching(config: ConfigDict, towers: Towers) -> tuple[dict[str, Any], T
         asked.add(teachers.fusion.readout)
     _check_average(config, asked)
     return terms, teachers
+
+
+def _check_given(data: ConfigDict, terms: Mapping[str, Any]) -> None:
+    """ValueError if terms ask for boxes or nouns that the pictures do not come with."""
+    boxes = data.get("boxes")
+    if data.kind == "scenes" and (boxes or data.get("nouns")):
+        raise ValueError("config.data.boxes and nouns are of your own pictures, data.kind='folder' or 'tfds'")
+    if given_boxes(terms) and not boxes:
+        raise ValueError(
+            "boxes='given' are those that come with the pictures: name them by config.data.boxes, of a folder a file "
+            "in COCO's format, of a TFDS dataset a feature such as 'objects/bbox'"
+        )
+    for term in terms.values():
+        if isinstance(term, RegionText) and not (term.nouns or data.kind == "scenes" or boxes):
+            raise ValueError(
+                "config.objectives.region_text.nouns is empty: name what your pictures show, such as "
+                '--config.objectives.region_text.nouns=\'("cat", "dog")\''
+            )
 
 
 def _check_average(config: ConfigDict, asked: set[str]) -> None:
@@ -179,20 +196,22 @@ def _frozen(
         frozen[REFINER] = refiner.params["adapter"]
     for term in terms.values():
         if isinstance(term, RegionText):
-            frozen |= _named(model, nouns_of(config.data, term))
+            frozen |= _named(model, nouns_of(source, term))
         if getattr(term, "lazy_channels", 0):
             frozen[CHANNELS] = jax.numpy.asarray(_channels(config, source, model, term.lazy_channels))
     return frozen
 
 
-def nouns_of(data: ConfigDict, term: RegionText) -> tuple[str, ...]:
-    """What regions are named by; ValueError where the pictures are not the bundled world's and nouns are not given."""
-    if not term.nouns and data.kind != "scenes":
+def nouns_of(source: Source, term: RegionText) -> tuple[str, ...]:
+    """What regions are named by; ValueError if the boxes should have brought their names and did not."""
+    if term.nouns or source.annotations is None:
+        return term.nouns or tuple(pair_phrases())
+    if not source.annotations.nouns:
         raise ValueError(
-            "config.objectives.region_text.nouns is empty: name what your pictures show, such as "
-            '--config.objectives.region_text.nouns=\'("cat", "dog")\''
+            "the boxes of config.data.boxes have no names: give config.objectives.region_text.nouns with "
+            "labels='tower', or, of a TFDS dataset, their feature, config.data.nouns, such as 'objects/label'"
         )
-    return term.nouns or tuple(pair_phrases())
+    return source.annotations.nouns
 
 
 def _named(model: SpatialClip, nouns: tuple[str, ...]) -> Params:
@@ -254,27 +273,30 @@ def _check_scale(scale: float, vision: AnyVisionSpec) -> None:
         )
 
 
-def _batches(
+def _stream(config: ConfigDict, source: Source, model: SpatialClip, boxes: int) -> PictureStream:
+    return PictureStream(
+        source,
+        config.batch_size,
+        _size(config, model),
+        config.seed,
+        jax.process_index(),
+        jax.process_count(),
+        boxes=boxes,
+        max_corrupt_fraction=config.data.max_corrupt_fraction,
+    )
+
+
+def _taught(
+    stream: PictureStream,
     config: ConfigDict,
     source: Source,
     teachers: Teachers,
     frozen: Params,
-    cached: bool,
     maps: Path,
     model: SpatialClip,
-) -> tuple[PictureStream, Batches]:
+) -> CachedTeacher:
+    """The stream with the fused maps of its pictures, which are kept on disk."""
     vision, (side, _) = model.spec.vision, _size(config, model)
-    stream = PictureStream(
-        source,
-        config.batch_size,
-        (side, side),
-        config.seed,
-        jax.process_index(),
-        jax.process_count(),
-        max_corrupt_fraction=config.data.max_corrupt_fraction,
-    )
-    if not cached:
-        return stream, stream
     tokens = side // vision.patch_size
     folder, params, fusion = maps / str(jax.process_index()), teacher_params(frozen), teachers.fusion
 
@@ -283,4 +305,4 @@ def _batches(
 
     made_of = fingerprint(source, frozen, fusion=fusion, tower=vision, side=side)
     shape = (tokens, tokens, model.spec.embed_dim)
-    return stream, CachedTeacher(stream, teacher, len(source), shape, folder, made_of)
+    return CachedTeacher(stream, teacher, len(source), shape, folder, made_of)

@@ -139,9 +139,13 @@ def _shared(asked: Asked) -> dict[str, Any]:
 
 
 def _data(asked: Asked) -> dict[str, Any]:
-    """kind: "scenes", the bundled world, written below `dir`; or "folder" of pictures or "tfds" version, at `path`."""
+    """kind: "scenes", the bundled world, written below `dir`; or "folder" of pictures or "tfds" version, at `path`.
+
+    boxes, nouns: what the pictures come with, for terms that ask for boxes="given", see data/sources.py.
+    """
     kind = "scenes" if asked.name == "tiny" else "folder"
-    return dict(kind=kind, world=asked.world, dir="data", path="", split="unlabeled", max_corrupt_fraction=0.01)
+    own = dict(path="", split="unlabeled", boxes="", nouns="")
+    return dict(kind=kind, world=asked.world, dir="data", **own, max_corrupt_fraction=0.01)
 
 
 def _benchmark(asked: Asked) -> dict[str, Any]:

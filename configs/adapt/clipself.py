@@ -2,6 +2,13 @@
 
     python -m launch.train --config=configs/adapt/clipself.py --workdir=runs/clipself
 
+With boxes of your own, as in its variant of region proposals: of a folder of pictures a file in COCO's format,
+--config.data.boxes=proposals.json, of a TFDS dataset a feature, --config.data.boxes=objects/bbox, and
+
+    --config.objectives.region_alignment.boxes=given --config.objectives.region_alignment.context=1.5
+
+where the teacher's crops are half as wide again as the boxes; at most twenty of a picture's are drawn at each visit.
+
 As in its code: the loss, the 24 grids, at most twenty cells of one, the value path, letterboxed crops, AdamW and its
 cosine. Different, so that every recipe has the same budget and sees the same pictures:
 

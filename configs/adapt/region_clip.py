@@ -6,6 +6,12 @@ The frozen tower names the crops itself, among the nouns of `objectives.region_t
 colour-class pairs; for other pictures give your own, --config.objectives.region_text.nouns='("cat", "dog")', or, a
 thousand of them, in a config that calls this one: `nouns = tuple(Path("nouns.txt").read_text().splitlines())`.
 
+With boxes and nouns of your own, as the baseline has: of a folder of pictures a file in COCO's format with categories,
+--config.data.boxes=labels.json, of a TFDS dataset features, --config.data.boxes=objects/bbox
+--config.data.nouns=objects/label, and
+
+    --config.objectives.region_text.boxes=given --config.objectives.region_text.labels=given
+
 As in the baseline: pooled regions of unit length, the CLIP's own scale of logits, held, and a sigmoid for each of 100
 classes, those of the batch and random others. Different: the baseline reads regions and their nouns, of 4,764, from a
 file of pseudo labels, where here regions are the cells of CLIPSelf's grids (in the bundled world four a picture, and

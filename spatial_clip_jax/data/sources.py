@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import ml_collections
 
+from spatial_clip_jax.data.boxes import Annotations, CocoAnnotations, TfdsAnnotations
+
 Record = dict[str, Any]
 Fingerprint = dict[str, str | int]
 
@@ -18,7 +20,12 @@ BLOCK = 65536
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to records; each has "image", the encoded bytes, and "name", for messages."""
+    """Random access to records; each has "image", the encoded bytes, and "name", for messages.
+
+    `annotations` know the boxes of a record, where boxes came along.
+    """
+
+    annotations: Annotations | None
 
     def __len__(self) -> int:
         """Returns the number of records."""
@@ -38,9 +45,9 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """All pictures below a folder, in the order of their paths."""
+    """All pictures below a folder, in the order of their paths; `boxes` is a file in COCO's format."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, boxes: Path | None = None) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {folder}. {_contents(folder.parent)}")
         self._folder = folder
@@ -53,6 +60,7 @@ class FolderSource:
         if not self._names:
             kinds = "/".join(EXTENSIONS)
             raise FileNotFoundError(f"No {kinds} at any depth below {folder}. {_contents(folder)}")
+        self.annotations: Annotations | None = CocoAnnotations(boxes, self._names) if boxes else None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -68,9 +76,12 @@ class FolderSource:
 
 
 class TfdsSource:
-    """One split of a TFDS dataset in ArrayRecord format, read without TensorFlow and without decoding."""
+    """One split of a TFDS dataset in ArrayRecord format, read without TensorFlow and without decoding.
 
-    def __init__(self, folder: Path, split: str) -> None:
+    `boxes` and `nouns` name features of it, see `TfdsAnnotations`.
+    """
+
+    def __init__(self, folder: Path, split: str, boxes: str = "", nouns: str = "") -> None:
         # Here, since TFDS takes a second to import and the other kinds do not need it.
         import tensorflow_datasets as tfds
 
@@ -91,6 +102,7 @@ class TfdsSource:
                 "it again with file_format='array_record'."
             )
         self._split, self._info = split, builder.info
+        self.annotations: Annotations | None = TfdsAnnotations(builder.info.features, boxes, nouns) if boxes else None
         self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
@@ -118,13 +130,15 @@ def open_source(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source
 
     Args:
       config: `kind`: "tfds", with `path`, the dataset's version folder, and `split`, such as "train" or
-        "train[:90%]"; or "folder", with `path`.
+        "train[:90%]"; or "folder", with `path`. `boxes`, if there are any: of a folder, a file in COCO's format; of
+        a dataset, a feature such as "objects/bbox", and `nouns`, the feature of their names, such as "objects/label".
 
     Raises:
       FileNotFoundError: if the path does not exist or holds nothing of the kind, listing what there is.
-      ValueError: on an unknown kind or split, an empty path, or a TFDS dataset that is not in ArrayRecord format.
+      ValueError: on an unknown kind or split, an empty path, a TFDS dataset that is not in ArrayRecord format, or boxes
+        that are not understood.
     """
-    kind, path = config.get("kind"), config.get("path")
+    kind, path, boxes, nouns = (config.get(name) for name in ("kind", "path", "boxes", "nouns"))
     if kind not in ("folder", "tfds"):
         raise ValueError(
             f"Unknown data.kind {kind!r}; the valid ones are 'folder' and 'tfds', and 'scenes' where a command "
@@ -134,11 +148,13 @@ def open_source(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source
     if not path or not str(path).strip():
         raise ValueError("data.path is empty: give a folder of pictures or a TFDS version folder.")
     folder = Path(path).expanduser()
+    if nouns and (kind == "folder" or not boxes):
+        raise ValueError(f"data.nouns={nouns!r} names the boxes of a TFDS dataset; give data.boxes, its feature, too.")
     if kind == "folder":
-        return FolderSource(folder)
+        return FolderSource(folder, Path(boxes).expanduser() if boxes else None)
     if not config.get("split"):
         raise ValueError("data.split is empty: give a split of the TFDS dataset, such as 'train' or 'train[:90%]'.")
-    return TfdsSource(folder, config["split"])
+    return TfdsSource(folder, config["split"], boxes or "", nouns or "")
 
 
 def _digest(parts: Iterable[bytes]) -> str:

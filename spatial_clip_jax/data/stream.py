@@ -15,21 +15,27 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
+from spatial_clip_jax.data.boxes import drawn_regions
 from spatial_clip_jax.data.decode import decode_image
 from spatial_clip_jax.data.resize import resized
-from spatial_clip_jax.data.sources import Source
+from spatial_clip_jax.data.sources import Record, Source
 
 logger = logging.getLogger(__name__)
 
 RESIZES = ("crop", "stretch")
 NAMED = 10
 SUBSTITUTES = 100
+LEAST_AREA = 64  # pixels of a box as it is trained on: that of CLIPSelf's smallest proposals (arXiv 2310.01403)
+BOXES = 1  # draws of boxes are apart from those of substitutes
 # The share of corrupt records is judged only after this many, or a whole epoch if that is shorter.
 ENOUGH = 1000
 
 
 class PictureStream:
-    """Iterates over `{"image": uint8 (b,H,W,3), "index": int64 (b,)}`; b is this host's part of a batch."""
+    """Iterates over `{"image": uint8 (b,H,W,3), "index": int64 (b,)}`; b is this host's part of a batch.
+
+    With `boxes`, batches also hold "boxes" (b,n,4), "valid" (b,n) and "labels" (b,n), see `drawn_regions`.
+    """
 
     def __init__(
         self,
@@ -41,6 +47,7 @@ class PictureStream:
         process_count: int = 1,
         *,
         resize: str = "crop",
+        boxes: int = 0,
         max_corrupt_fraction: float = 0.01,
         threads: int = 0,
     ) -> None:
@@ -54,11 +61,13 @@ class PictureStream:
           process_index: this host.
           process_count: the number of hosts.
           resize: "crop" or "stretch", see `fitted`.
+          boxes: how many of a picture's boxes are drawn anew at each of its visits, from a source that has them.
           max_corrupt_fraction: a larger share of corrupt records ends the stream with an error.
           threads: decoding threads; 0 for one a core, 16 at most.
 
         Raises:
-          ValueError: on an empty source, a batch that the hosts cannot share equally, or an unknown `resize`.
+          ValueError: on an empty source, a batch that the hosts cannot share equally, or an unknown `resize`,
+            or if boxes are asked of a source that has none.
         """
         if resize not in RESIZES:
             raise ValueError(f"Unknown resize {resize!r}; the valid ones are {list(RESIZES)}.")
@@ -68,8 +77,10 @@ class PictureStream:
             raise ValueError(f"max_corrupt_fraction must be from 0 to 1, got {max_corrupt_fraction}")
         if not len(source):
             raise ValueError("The source holds no record.")
+        if boxes and not source.annotations:
+            raise ValueError("There are no boxes with the pictures; name them by data.boxes.")
         self._batch_size, self._process_count = batch_size, process_count
-        self._loader = _Loader(source, size, seed, resize, max_corrupt_fraction)
+        self._loader = _Loader(source, size, seed, resize, boxes, max_corrupt_fraction)
         threads = threads or min(os.cpu_count() or 1, 16)
         order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
         order = order.map_with_index(lambda position, index: (position, index))[process_index::process_count]
@@ -110,22 +121,27 @@ def fitted(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], mode: str
       size: the height and width wanted.
       mode: "crop" takes the largest centred region of the wanted shape, "stretch" all of the picture.
     """
-    if mode == "crop":
-        height, width = picture.shape[:2]
-        scale = min(height / size[0], width / size[1])
-        rows, columns = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
-        top, left = (height - rows) // 2, (width - columns) // 2
-        picture = picture[top : top + rows, left : left + columns]
-    return resized(picture, size)
+    top, left, bottom, right = _taken(picture.shape[0], picture.shape[1], size, mode)
+    return resized(picture[top:bottom, left:right], size)
+
+
+def _taken(height: int, width: int, size: tuple[int, int], mode: str) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of what `fitted` takes of a picture."""
+    if mode != "crop":
+        return 0, 0, height, width
+    scale = min(height / size[0], width / size[1])
+    rows, columns = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return top, left, top + rows, left + columns
 
 
 class _Loader:
     """Reads, decodes and resizes one record; called from several threads."""
 
     def __init__(
-        self, source: Source, size: tuple[int, int], seed: int, resize: str, max_corrupt_fraction: float
+        self, source: Source, size: tuple[int, int], seed: int, resize: str, boxes: int, max_corrupt_fraction: float
     ) -> None:
-        self._source, self._size, self._seed, self._resize = source, size, seed, resize
+        self._source, self._size, self._seed, self._resize, self._boxes = source, size, seed, resize, boxes
         self._max_corrupt_fraction = max_corrupt_fraction
         self._lock = threading.Lock()
         self._seen = 0
@@ -133,13 +149,14 @@ class _Loader:
 
     def __call__(self, place: tuple[int, int]) -> dict[str, Any]:
         position, index = place
-        image = self._load(index)
-        if image is None:
-            image, index = self._substitute(position)
+        found = self._load(index, position)
+        if found is None:
+            found, index = self._substitute(position)
         self._judge()
-        return {"image": image, "index": np.int64(index)}
+        return {**found, "index": np.int64(index)}
 
-    def _load(self, index: int) -> np.ndarray | None:
+    def _load(self, index: int, position: int) -> dict[str, np.ndarray] | None:
+        """The picture, and the boxes that are drawn for its place in the stream; None, counted, if it is corrupt."""
         name = f"record {index}"
         try:
             record = self._source[index]
@@ -148,15 +165,24 @@ class _Loader:
         except (OSError, ValueError) as error:
             self._count(index, str(getattr(error, "filename", None) or name), error)
             return None
-        return fitted(image, self._size, self._resize)
+        return {"image": fitted(image, self._size, self._resize), **self._regions(record, image.shape, position)}
 
-    def _substitute(self, position: int) -> tuple[np.ndarray, int]:
+    def _regions(self, record: Record, shape: tuple[int, ...], position: int) -> dict[str, np.ndarray]:
+        if not self._boxes or self._source.annotations is None:
+            return {}
+        (height, width), (rows, columns) = shape[:2], self._size
+        top, left, bottom, right = _taken(height, width, self._size, self._resize)
+        window = left / width, top / height, right / width, bottom / height
+        known, seed = self._source.annotations.of(record), (self._seed, position, BOXES)
+        return drawn_regions(known, window, LEAST_AREA / (rows * columns), self._boxes, seed)
+
+    def _substitute(self, position: int) -> tuple[dict[str, np.ndarray], int]:
         """Returns the first sound one of a sequence of records that seed and position alone fix."""
         rng = np.random.default_rng((self._seed, position))
         for index in rng.integers(len(self._source), size=SUBSTITUTES):
-            image = self._load(int(index))
-            if image is not None:
-                return image, int(index)
+            found = self._load(int(index), position)
+            if found is not None:
+                return found, int(index)
         raise ValueError(
             f"{SUBSTITUTES} records in a row cannot be read or decoded. {self._names()} Check what data.path names."
         )

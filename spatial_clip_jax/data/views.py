@@ -84,6 +84,12 @@ def random_boxes(
     return jnp.concatenate([centre - half, centre + half], axis=-1).clip(0.0, 1.0)
 
 
+def enlarged(boxes: Float[Array, "b n 4"], times: float) -> Float[Array, "b n 4"]:
+    """Boxes in [0, 1] with sides so many times as long about the same centres, cut off at the picture's border."""
+    centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
+    return jnp.concatenate([centre - times * half, centre + times * half], axis=-1).clip(0.0, 1.0)
+
+
 def crop_and_resize(
     images: Float[Array, "b H W c"],
     boxes: Float[Array, "b n 4"],

@@ -5,14 +5,15 @@ A config's `objectives` section names those that a recipe uses; what is not name
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from spatial_clip_jax.data.views import grid_boxes, random_boxes
+from spatial_clip_jax.data.views import enlarged, grid_boxes, random_boxes
 from spatial_clip_jax.objectives.anchor_distillation import anchor_distillation
 from spatial_clip_jax.objectives.confidence import CONFIDENCES, agreement
 from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
@@ -27,23 +28,27 @@ from spatial_clip_jax.train.views import BIAS, FUSION, NOUNS, SCALE, StepViews
 Parts = tuple[Float[Array, ""], dict[str, Any]]
 Boxes = tuple[Float[Array, "b n 4"], Bool[Array, "b n"]]
 
-LAWS = ("grid", "random")
+GIVEN = "given"
+LAWS = ("grid", "random", GIVEN)
+LABELLERS = ("tower", GIVEN)
 BACKGROUNDS = ("none", "composed")
 
 
 def check_law(law: str, most: int) -> None:
     """ValueError for an unknown law of `drawn_boxes`, or no boxes at all."""
     if law not in LAWS:
-        raise ValueError(f"boxes are drawn by 'grid' or 'random', got {law!r}")
+        raise ValueError(f"boxes are one of {', '.join(LAWS)}, got {law!r}")
     if most < 1:
         raise ValueError(f"max_boxes must be at least 1, got {most}")
 
 
 def drawn_boxes(views: StepViews, law: str, most: int) -> Boxes:
-    """Boxes of the batch and which of them count: "grid", CLIPSelf's cells, or "random", UniRefiner's crops.
+    """Boxes of the batch and which of them count, the same for terms that ask for the same law and number.
 
-    Terms that ask for the same law and number get the same boxes.
+    "grid": CLIPSelf's cells; "random": UniRefiner's crops; "given": those that came with the pictures.
     """
+    if law == GIVEN:
+        return views.batch["boxes"][:, :most], views.batch["valid"][:, :most]
     key, batch = views.key(f"{law} boxes"), len(views.images)
     if law == "grid":
         return grid_boxes(key, batch, most)
@@ -94,18 +99,26 @@ class AnchorDistillation:
 
 @dataclass(frozen=True)
 class RegionAlignment:
-    """CLIPSelf: the student's regions against the frozen tower's crops (objectives/region_alignment.py)."""
+    """CLIPSelf: the student's regions against the frozen tower's crops (objectives/region_alignment.py).
+
+    context: sides of the teacher's crop in units of the region's; the crop ends where the picture does. CLIPSelf has
+    1.5 for proposals.
+    """
 
     weight: float = 1.0
     boxes: str = "grid"
     max_boxes: int = 20
+    context: float = 1.0
 
     def __post_init__(self) -> None:
         check_law(self.boxes, self.max_boxes)
+        if not 1 <= self.context < math.inf:
+            raise ValueError(f"context must be at least 1, the region itself, got {self.context}")
 
     def __call__(self, views: StepViews) -> Parts:
         boxes, valid = drawn_boxes(views, self.boxes, self.max_boxes)
-        return region_alignment(views.student, boxes, valid, views.crops(boxes))
+        seen = boxes if self.context == 1 else enlarged(boxes, self.context)
+        return region_alignment(views.student, boxes, valid, views.crops(seen))
 
 
 @dataclass(frozen=True)
@@ -176,16 +189,19 @@ class Refinement:
 
 @dataclass(frozen=True)
 class RegionText:
-    """RegionCLIP: regions against nouns that the frozen tower itself gives to them (objectives/region_text.py).
+    """RegionCLIP: regions against nouns (objectives/region_text.py).
 
-    nouns: phrases; a crop's label is the one likest to its global embedding, as in RegionCLIP's own pretraining. ():
-    those of the bundled world, if the pictures are its own. logit_scale, logit_bias: None, the frozen CLIP's own.
+    labels: "tower", the frozen tower names the regions itself: the noun likest to a crop's global embedding, as in
+    RegionCLIP's own pretraining; or "given", the names that came with the boxes. nouns: the phrases to choose from; ():
+    those that came with the boxes, or those of the bundled world, if the pictures are its own. logit_scale,
+    logit_bias: None, the frozen CLIP's own.
     """
 
     nouns: tuple[str, ...] = ()
     weight: float = 1.0
     boxes: str = "grid"
     max_boxes: int = 20
+    labels: str = "tower"
     classes: int = 100
     logit_scale: float | None = None
     logit_bias: float | None = None
@@ -194,22 +210,35 @@ class RegionText:
         check_law(self.boxes, self.max_boxes)
         if not isinstance(self.nouns, tuple) or not all(isinstance(noun, str) and noun.strip() for noun in self.nouns):
             raise ValueError(f"nouns must be a tuple of phrases, such as ('cat', 'dog'), got {self.nouns!r}")
+        if self.labels not in LABELLERS:
+            raise ValueError(f"labels are one of {', '.join(LABELLERS)}, got {self.labels!r}")
+        if self.labels == GIVEN and (self.boxes != GIVEN or self.nouns):
+            raise ValueError("labels='given' are the names of boxes='given'; give no nouns")
 
     def __call__(self, views: StepViews) -> Parts:
         boxes, valid = drawn_boxes(views, self.boxes, self.max_boxes)
-        text = views.frozen[NOUNS]
-        labels = jnp.einsum("bne,ce->bnc", views.crops(boxes), text, precision="highest").argmax(-1)
         return region_text(
             views.student,
             boxes,
             valid,
-            labels,
-            text,
+            self._labels(views, boxes),
+            views.frozen[NOUNS],
             views.key("nouns"),
             classes=self.classes,
             logit_scale=views.frozen[SCALE] if self.logit_scale is None else self.logit_scale,
             logit_bias=views.frozen[BIAS] if self.logit_bias is None else self.logit_bias,
         )
+
+    def _labels(self, views: StepViews, boxes: Float[Array, "b n 4"]) -> Int[Array, "b n"]:
+        if self.labels == GIVEN:
+            return views.batch["labels"][:, : self.max_boxes]
+        return jnp.einsum("bne,ce->bnc", views.crops(boxes), views.frozen[NOUNS], precision="highest").argmax(-1)
+
+
+def given_boxes(terms: Mapping[str, Any]) -> int:
+    """How many of a picture's own boxes the terms ask for; 0 if none does."""
+    asking = (term for term in terms.values() if GIVEN in (getattr(term, "boxes", ""), getattr(term, "regions", "")))
+    return max((term.max_boxes for term in asking), default=0)
 
 
 TERMS: dict[str, type] = {

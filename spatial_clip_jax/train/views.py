@@ -65,8 +65,9 @@ class StepViews:
 
     params: the student's adapter, the only thing that is differentiated. frozen: {"vision"}, and where there are,
     "refiner" and "average", "nouns", the embeddings of phrases, "logit_scale" and "logit_bias", which make logits of
-    cosines with them, "channels", which of the tower's width count, and "step", the steps before this one. `images` are
-    uint8, mirrored or not; `fused` their fused maps where they came along.
+    cosines with them, "channels", which of the tower's width count, and "step", the steps before this one. batch:
+    "image", uint8 (b,H,W,3), mirrored or not; where they came along, "teacher", the pictures' fused maps, and their own
+    "boxes" (b,n,4), x0, y0, x1, y1 in [0, 1], with "valid" (b,n), which of them count, and "labels" (b,n).
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class StepViews:
         teachers: Teachers,
         params: Params,
         frozen: Params,
-        images: Images,
-        fused: Maps | None,
+        batch: Params,
         key: PRNGKeyArray,
     ):
         self.towers, self.teachers, self.params, self.frozen = student, teachers, params, frozen
-        self.images, self._fused, self._key = images, fused, key
+        self.batch, self._key = batch, key
+        self.images: Images = batch["image"]
+        self._fused: Maps | None = batch.get("teacher")
         self._maps: dict[str, Maps] = {}
 
     def key(self, name: str) -> PRNGKeyArray:

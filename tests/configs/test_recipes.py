@@ -20,6 +20,7 @@ from configs.evaluate import ablations, recipes
 from launch.adaptation import check_stages, earlier_stage, nouns_of, read_teaching
 from launch.variations import read_variations
 from spatial_clip_jax.api import TINY, SpatialClip, load
+from spatial_clip_jax.data.sources import FolderSource
 from spatial_clip_jax.fusion.encoders import Towers
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.clip import vision_tower
@@ -176,7 +177,7 @@ def test_faults_of_the_last_stage_come_before_the_first_is_trained(model, settin
 
 
 @pytest.mark.parametrize("name", ["region_clip", "r_sc_region_clip"])
-def test_other_pictures_are_not_named_by_the_bundled_worlds_nouns(name, model):
+def test_other_pictures_are_not_named_by_the_bundled_worlds_nouns(name, model, tmp_path):
     """For every model, the bundled one too; its own pictures need none."""
     for arg in ("model=tiny", "model=clip_b16"):
         config = recipe(name, arg)
@@ -185,9 +186,57 @@ def test_other_pictures_are_not_named_by_the_bundled_worlds_nouns(name, model):
             read_teaching(config, model.towers if name == "region_clip" else model.new_adapter(ADAPTER, 0)[0])
     config.objectives.region_text.nouns = ("cat", "dog")
     term = read_teaching(config, model.new_adapter(ADAPTER, 0)[0])[0]["region_text"]
-    assert nouns_of(config.data, term) == ("cat", "dog")
-    bundled = recipe(name)
-    assert nouns_of(bundled.data, read_terms(bundled.objectives)["region_text"]) == WORLD_NOUNS
+    pictures = FolderSource(write_pictures(tmp_path / "pictures", 1))
+    assert nouns_of(pictures, term) == ("cat", "dog")
+    assert nouns_of(pictures, read_terms(recipe(name).objectives)["region_text"]) == WORLD_NOUNS
+
+
+def with_boxes(folder: Path, nouns: tuple[str, ...]) -> ConfigDict:
+    """A recipe's data section: two pictures with a box each, in COCO's format."""
+    images = [dict(id=i, file_name=f"{i}.png", width=32, height=32) for i in range(2)]
+    boxes = [dict(image_id=i, bbox=[4, 4, 20, 20], category_id=i) for i in range(2)]
+    named = dict(categories=[dict(id=i, name=noun) for i, noun in enumerate(nouns)]) if nouns else {}
+    (folder / "boxes.json").write_text(json.dumps(dict(images=images, annotations=boxes, **named)))
+    data = recipe("clipself").data
+    data.update(kind="folder", path=str(write_pictures(folder / "pictures", 2)), boxes=str(folder / "boxes.json"))
+    return data
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("clipself", dict(region_alignment=dict(boxes="given", max_boxes=3, context=1.5))),
+        ("region_clip", dict(region_text=dict(boxes="given", labels="given", max_boxes=3))),
+        ("sc_clipself", dict(spatial_correlation=dict(teacher="value", regions="given", max_boxes=2))),
+    ],
+)
+def test_recipes_take_the_pictures_own_boxes(name, term, model, tmp_path):
+    """A step with the boxes of a file is another than one without them."""
+    config = recipe(name, "steps=3,batch_size=2")
+    config.data, config.objectives, config.adapter.blocks = with_boxes(tmp_path, ("cat", "dog")), ConfigDict(term), 2
+    task = task_of(config, model, None, tmp_path / "maps")
+    batch = next(task.batches)
+    assert batch["boxes"].shape == (2, next(iter(term.values()))["max_boxes"], 4) and batch["valid"].sum() == 2
+    loss = jax.jit(task.loss_fn)
+    taught = loss(task.params, task.frozen, batch, jax.random.key(0))[0]
+    nothing = loss(task.params, task.frozen, {**batch, "valid": np.zeros_like(batch["valid"])}, jax.random.key(0))[0]
+    assert np.isfinite(taught) and taught > 1e-4 and nothing == 0
+
+
+def test_boxes_that_are_not_there_are_asked_for(model, tmp_path):
+    config = recipe("clipself")
+    config.objectives.region_alignment.boxes = "given"
+    for kind in ("scenes", "folder"):
+        config.data.kind = kind
+        with pytest.raises(ValueError, match="name them by config.data.boxes, of a folder a file in COCO's format"):
+            read_teaching(config, model.towers)
+    config.data.update(kind="scenes", boxes="boxes.json")
+    with pytest.raises(ValueError, match="config.data.boxes and nouns are of your own pictures"):
+        read_teaching(config, model.towers)
+    named = recipe("region_clip", "steps=3,batch_size=2")
+    named.data, named.adapter.blocks = with_boxes(tmp_path, ()), 2
+    with pytest.raises(ValueError, match="the boxes of config.data.boxes have no names"):
+        task_of(named, model, None, tmp_path / "maps")
 
 
 def test_nouns_come_from_the_command_line(monkeypatch):

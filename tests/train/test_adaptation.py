@@ -20,6 +20,8 @@ from spatial_clip_jax.models.vision import VisionTower
 from spatial_clip_jax.objectives.confidence import agreement
 from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
 from spatial_clip_jax.objectives.refinement import refinement
+from spatial_clip_jax.objectives.region_alignment import region_alignment
+from spatial_clip_jax.objectives.region_text import region_text
 from spatial_clip_jax.objectives.registers import TeacherTokens, registers
 from spatial_clip_jax.train.adaptation import _mirrored, adaptation_loss
 from spatial_clip_jax.train.optimizer import make_optimizer
@@ -72,7 +74,7 @@ def test_tokens_count_by_the_teachers_confidence(setting):
     towers, params, frozen, batch = setting
     terms = {"fusion_distillation": {"confidence": "agreement"}}
     loss = adaptation_loss(towers, Teachers(towers, FUSION), read_terms(ConfigDict(terms)), False)
-    views = StepViews(towers, Teachers(towers, FUSION), params, frozen, batch["image"], None, jax.random.key(0))
+    views = StepViews(towers, Teachers(towers, FUSION), params, frozen, {"image": batch["image"]}, jax.random.key(0))
     teacher = batch["teacher"]
     expected, _ = fusion_distillation(views.student, teacher, confidence=agreement(teacher))
     found = float(loss(params, frozen, batch, jax.random.key(0))[0])
@@ -104,7 +106,7 @@ def test_no_two_terms_report_by_the_same_name(setting):
 def test_the_refiners_teacher_may_see_crops_beside_an_unrelated_picture(setting):
     """The crop's tokens of the composite alone are targets; without a background it is the crop that is seen."""
     towers, params, frozen, batch = setting
-    views = StepViews(towers, Teachers(towers, FUSION), params, frozen, batch["image"], None, VIEW_KEY)
+    views = StepViews(towers, Teachers(towers, FUSION), params, frozen, {"image": batch["image"]}, VIEW_KEY)
     boxes = random_boxes(views.key("random boxes"), 3, 2)
     pictures = np.asarray(batch["image"], np.float32)
     crops = np.round(np.asarray(roi_align(jnp.asarray(pictures), boxes, 16)).clip(0, 255)).reshape(6, 16, 16, 3)
@@ -173,7 +175,7 @@ def test_windows_are_pooled_by_the_students_average(setting, rule):
         return fused_maps(towers, given, batch["image"], FusionSettings(rule, "adapter", fusion.windows))
 
     given = {**frozen, "average": average}
-    views = StepViews(towers, frozen_only, params, given, batch["image"], None, jax.random.key(0))
+    views = StepViews(towers, frozen_only, params, given, {"image": batch["image"]}, jax.random.key(0))
     np.testing.assert_allclose(views.teacher("fusion"), pooled_by(average), atol=1e-6)
     for other in (params, frozen["refiner"]):
         assert np.abs(views.teacher("fusion") - pooled_by(other)).max() > 1e-2
@@ -201,7 +203,9 @@ def test_no_gradient_flows_through_views_fused_by_the_student_itself(setting):
     def gradient(read):
         def total(params):
             given = {**frozen, "refiner": params}
-            views = StepViews(towers, Teachers(towers, fusion), params, given, batch["image"], None, jax.random.key(0))
+            views = StepViews(
+                towers, Teachers(towers, fusion), params, given, {"image": batch["image"]}, jax.random.key(0)
+            )
             return (read(views) * batch["teacher"]).sum()
 
         return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params)))
@@ -243,18 +247,72 @@ def test_steps_of_low_rank_within_a_ring_move_the_factors_alone(setting):
     assert min(moved.values()) > 1e-3
 
 
-def test_mirrored_pictures_keep_their_maps():
+def test_mirrored_pictures_keep_their_maps_and_boxes():
     images = jnp.arange(8 * 4, dtype=jnp.uint8).reshape(8, 1, 4, 1) * jnp.ones((1, 1, 1, 3), jnp.uint8)
     maps = images[..., :1].astype(jnp.float32)
-    flipped, moved = _mirrored(jax.random.key(1), images, maps)
-    np.testing.assert_array_equal(flipped[..., :1].astype(np.float32), moved)
+    first = jnp.tile(jnp.array([0.0, 0.0, 0.25, 1.0]), (8, 2, 1))
+    batch = {"image": images, "teacher": maps, "boxes": first, "labels": jnp.arange(8)}
+    mirrored = _mirrored(jax.random.key(1), batch)
+    flipped = mirrored["image"]
+    np.testing.assert_array_equal(flipped[..., :1].astype(np.float32), mirrored["teacher"])
     changed = [not np.array_equal(a, b) for a, b in zip(flipped, images, strict=True)]
     assert any(changed) and not all(changed)
+    for picture, boxes, plain in zip(flipped, mirrored["boxes"], images, strict=True):
+        x0, y0, x1, y1 = boxes[1]
+        assert (y0, y1) == (0, 1) and x1 - x0 == 0.25
+        assert picture[0, round(float(x0) * 4), 0] == plain[0, 0, 0]
+    np.testing.assert_array_equal(mirrored["labels"], batch["labels"])
+
+
+BOXES = np.array([[[0, 0, 0.5, 0.5], [0.4, 0.2, 0.9, 0.8]], [[0, 0, 1, 1], [0.1, 0.1, 0.6, 0.6]], [[0, 0, 1, 1]] * 2])
+GIVEN = {
+    "boxes": jnp.asarray(BOXES, jnp.float32),
+    "valid": jnp.array([[1, 1], [0, 1], [0, 0]], bool),
+    "labels": jnp.array([[2, 0], [0, 1], [0, 0]]),
+}
+
+
+def test_given_boxes_are_aligned_with_wider_crops(setting):
+    """The term is the objective of the batch's boxes and the tower's view of what lies half as wide again."""
+    towers, params, frozen, batch = setting
+    teachers = Teachers(towers, FUSION)
+    terms = read_terms(ConfigDict({"region_alignment": {"boxes": "given", "max_boxes": 2, "context": 1.5}}))
+    seen = {"image": batch["image"], **GIVEN}
+    views = StepViews(towers, teachers, params, frozen, seen, VIEW_KEY)
+
+    def expected(crops):
+        return float(
+            region_alignment(views.student, GIVEN["boxes"], GIVEN["valid"], views.crops(jnp.float32(crops)))[0]
+        )
+
+    wide = BOXES.copy()
+    wide[0] = [[0, 0, 0.625, 0.625], [0.275, 0.05, 1, 0.95]]
+    wide[1, 1] = [0, 0, 0.725, 0.725]
+    found = float(adaptation_loss(towers, teachers, terms, False)(params, frozen, seen, jax.random.key(0))[0])
+    assert found == pytest.approx(expected(wide), abs=1e-5)
+    assert abs(found - expected(BOXES)) > 1e-3
+
+
+def test_given_names_label_given_boxes(setting):
+    towers, params, frozen, batch = setting
+    teachers, seen = Teachers(towers, FUSION), {"image": batch["image"], **GIVEN}
+    text = jax.random.normal(jax.random.key(5), (4, 8))
+    named = {**frozen, "nouns": text, "logit_scale": jnp.float32(10.0), "logit_bias": jnp.float32(0.0)}
+    terms = read_terms(ConfigDict({"region_text": {"boxes": "given", "labels": "given", "max_boxes": 2}}))
+    views = StepViews(towers, teachers, params, named, seen, VIEW_KEY)
+
+    def expected(labels):
+        key = views.key("nouns")
+        return float(region_text(views.student, GIVEN["boxes"], GIVEN["valid"], labels, text, key, logit_scale=10.0)[0])
+
+    found = float(adaptation_loss(towers, teachers, terms, False)(params, named, seen, jax.random.key(0))[0])
+    assert found == pytest.approx(expected(GIVEN["labels"]), rel=1e-5)
+    assert abs(found - expected(jnp.roll(GIVEN["labels"], 1, 1))) > 1e-3
 
 
 def test_crops_of_the_whole_picture_are_the_picture(setting):
     towers, params, frozen, batch = setting
-    views = StepViews(towers, Teachers(towers, FUSION), params, frozen, batch["image"], None, jax.random.key(0))
+    views = StepViews(towers, Teachers(towers, FUSION), params, frozen, {"image": batch["image"]}, jax.random.key(0))
     whole = jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0]), (3, 1, 1))
     left = jnp.tile(jnp.array([0.0, 0.0, 0.5, 0.5]), (3, 1, 1))
     embedded = views.crops(jnp.concatenate([whole, left], 1))
@@ -271,7 +329,10 @@ def test_crops_of_the_whole_picture_are_the_picture(setting):
         ({}, "no term with a weight"),
         ({"fusion_distillation": {"confidence": "peaks"}}, "weighted by one of none, agreement, got 'peaks'"),
         ({"refinement": {"background": "black"}}, "one of none, composed, got 'black'"),
-        ({"region_alignment": {"boxes": "grit"}}, "drawn by 'grid' or 'random', got 'grit'"),
+        ({"region_alignment": {"boxes": "grit"}}, "boxes are one of grid, random, given, got 'grit'"),
+        ({"region_alignment": {"context": 0.5}}, "context must be at least 1, the region itself, got 0.5"),
+        ({"region_text": {"labels": "given"}}, "labels='given' are the names of boxes='given'; give no nouns"),
+        ({"region_text": {"labels": "mine"}}, "labels are one of tower, given, got 'mine'"),
         ({"region_alignment": {"max_boxes": 0}}, "max_boxes must be at least 1, got 0"),
         ({"region_alignment": {"weight": -1.0}}, "region_alignment.weight must be a number of at least 0, got -1.0"),
         ({"region_alignment": {"weight": math.nan}}, "region_alignment.weight must be a number of at least 0, got nan"),

@@ -124,8 +124,7 @@ def test_value_equals_one_put_together_by_hand(setting, loss):
         Teachers(Towers(SPEC, towers.vision), FusionSettings()),
         params,
         frozen,
-        batch["image"],
-        None,
+        {"image": batch["image"]},
         jax.random.split(KEY)[1],
     )
     boxes = random_boxes(views.key("random boxes"), 2, CROPS)
