@@ -1,6 +1,10 @@
 """The worlds on disk, scenes and sketches: prepared once per folder, read back as annotated pictures."""
 
+import contextlib
+import fcntl
 import io
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ from spatial_clip_jax.data.scenes.annotations import AnnotatedObject, AnnotatedP
 from spatial_clip_jax.data.scenes.builder import Scenes
 from spatial_clip_jax.data.scenes.records import RELATIONS, World
 from spatial_clip_jax.data.sketches.builder import Sketches
+
+logger = logging.getLogger(__name__)
 
 WORLDS: dict[str, type[World]] = {
     config: builder for builder in (Scenes, Sketches) for config in builder.builder_configs
@@ -32,11 +38,29 @@ def world_scales(config: str) -> tuple[float, ...]:
 
 
 def prepare(config: str, data_dir: Path) -> Path:
-    """Writes the world `config` (a name in WORLDS) below `data_dir` unless it is there; its folder."""
+    """Writes the world `config` (a name in WORLDS) below `data_dir` unless it is there; its folder.
+
+    Of several processes that want it at once, one writes and the others wait.
+    """
     check_world(config)
     builder = WORLDS[config](config=config, data_dir=str(data_dir), file_format="array_record")
-    builder.download_and_prepare()
+    if not Path(builder.data_path).exists():
+        with _alone(data_dir, config):
+            builder.download_and_prepare()
     return Path(builder.data_path)
+
+
+@contextlib.contextmanager
+def _alone(data_dir: Path, config: str) -> Iterator[None]:
+    """Holds the world's lock; it is the process's own, so one that is killed holds up nobody."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / f".{config}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("another process is writing the world %s below %s: waiting for it", config, data_dir)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def load_annotated(folder: Path, split: str, limit: int | None = None) -> list[AnnotatedPicture]:

@@ -1,7 +1,9 @@
 """The world as a TFDS data set: written and read without TensorFlow, annotated where it should be and only there."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,19 @@ def test_written_once(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert prepare("mini", folder.parents[2]) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_two_processes_that_want_it_at_once_both_get_it(tmp_path):
+    script = (
+        f"from pathlib import Path\nfrom {prepare.__module__} import prepare\n"
+        f"print(prepare('mini', Path({str(tmp_path)!r})))"
+    )
+    start = [sys.executable, "-c", script]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    both = [subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    folders = [process.communicate(timeout=300)[0].splitlines()[-1] for process in both]
+    assert [process.returncode for process in both] == [0, 0] and folders[0] == folders[1]
+    assert len(load_annotated(Path(folders[0]), "validation", 3)) == 3
 
 
 def test_annotations_agree_with_the_masks(folder):
