@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
 
 from spatial_clip_jax.convert import hub
 from spatial_clip_jax.convert.card import Card, Origin, Training, read_origin, read_training
 from spatial_clip_jax.convert.export import SETTINGS_FILE, SavedAdapter, save_clip
 from spatial_clip_jax.convert.load import read_adapter, read_stored
 from spatial_clip_jax.convert.source import Form, naming, read_json
-from spatial_clip_jax.data.decode import decode_image
+from spatial_clip_jax.data.pictures import Picture, Pixels, decoded, pixels_of
 from spatial_clip_jax.data.resize import affordable, native_view, resized, scaled_size, stacked, whole_patches
 from spatial_clip_jax.data.tokenizer import check_tokenizer, encode, load_tokenizer
 from spatial_clip_jax.evaluate.benchmark import Settings
@@ -40,8 +39,6 @@ from spatial_clip_jax.tasks.phrases import checked_phrases, checked_texts, items
 from spatial_clip_jax.tasks.relate import Relation, canonical, relate
 from spatial_clip_jax.tasks.segment import Segmentation, segment
 
-Picture = np.ndarray | jax.Array | Image.Image | str | Path
-Pixels = UInt8[np.ndarray, "H W 3"]
 TINY = Path(__file__).parent / "assets" / "tiny_clip"
 # The read-out where no adapter is loaded: the best published one that needs no training, by its own authors' tables.
 TRAINING_FREE = "clearclip"
@@ -177,7 +174,7 @@ class SpatialClip:
         resolution: "native", the checkpoint's own preprocessing (CLIP: short side to the native size, centre square);
         or "keep", the picture's own size cut down to whole patches, with the position table resized.
         """
-        pictures, vision = _decoded(images), self.spec.vision
+        pictures, vision = decoded(images), self.spec.vision
         if resolution == "native":
             views = stacked([native_view(picture, vision) for picture in pictures], "encode_image")
         elif resolution == "keep":
@@ -205,7 +202,7 @@ class SpatialClip:
         if readout == WINDOWS and fusion is None:
             readout, fusion = None, FusionSettings()
         name = self._readout(readout, fusion)
-        pictures = _decoded(images)
+        pictures = decoded(images)
         views = [self._views(pictures, scale) for scale in _scales(scales)]
         if fusion is not None:
             return average_maps([encoders.fused_maps(self.towers, self.params, view, fusion) for view in views])
@@ -229,7 +226,7 @@ class SpatialClip:
 
     def ground(self, image: Picture, phrase: str) -> Localization:
         """Where the thing named by another is: "the green door of the white house"."""
-        (phrase,), pixels = checked_phrases([phrase]), _pixels(image)
+        (phrase,), pixels = checked_phrases([phrase]), pixels_of(image)
         dense = self.dense(pixels, scales=(self.settings.scale,))[0]
         threshold = self.settings.box_threshold
         return ground(phrase, dense, pixels.shape[:2], self._phrases, generic=self._generic(), threshold=threshold)
@@ -299,7 +296,7 @@ class SpatialClip:
         return stacked([resized(p, affordable(size, patch)) for p, size in zip(pictures, sizes, strict=True)], what)
 
     def _similarity(self, image: Picture, phrases: Sequence[str]) -> tuple[Float[np.ndarray, "k h w"], tuple[int, int]]:
-        texts, pixels = checked_phrases(phrases), _pixels(image)
+        texts, pixels = checked_phrases(phrases), pixels_of(image)
         dense = self.dense(pixels, scales=(self.settings.scale,))[0]
         return similarity(dense, self._phrases(texts), generic=self._generic()), pixels.shape[:2]
 
@@ -330,21 +327,6 @@ def adapter_definition(adapter: AdapterSpec, clip: ClipSpec) -> Any:
         return SpatialAdapter(adapter, vision_tower(clip.vision, clip.embed_dim, rngs=rngs), rngs=rngs)
 
     return abstract_params(build)[0]
-
-
-def _decoded(images: Picture | Sequence[Picture]) -> list[Pixels]:
-    """The pictures of a batch: a list, one picture, or an array (b, H, W, 3)."""
-    if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
-        return [_pixels(image) for image in np.asarray(images)]
-    listed = items(images)
-    return [_pixels(image) for image in ([images] if listed is None else listed)]
-
-
-def _pixels(image: Any) -> Pixels:
-    if not isinstance(image, Picture):
-        kind = type(image).__name__
-        raise ValueError(f"a picture is a path, a PIL image or an (H, W, 3) uint8 array, got one of type {kind}")
-    return decode_image(np.asarray(image) if isinstance(image, jax.Array) else image)
 
 
 def _scales(scales: Sequence[float]) -> list[float]:
