@@ -281,7 +281,10 @@ class SpatialClip:
                 f"fusion must be FusionSettings, given without readout=, got {fusion!r} and readout={readout!r}"
             )
         name = fusion.readout if fusion else self.readout if readout is None else readout
-        self.towers.check(name)
+        try:
+            self.towers.check(name)
+        except ValueError as error:
+            raise ValueError(f"{error}; or, of many passes, {WINDOWS!r}") from None
         return name
 
     def _views(self, pictures: Sequence[Pixels], scale: float) -> UInt8[np.ndarray, "b h w 3"]:

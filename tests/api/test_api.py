@@ -114,7 +114,7 @@ def test_tasks_answer(adapted, picture):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda m, p: m.dense(p, "nonsense"), "unknown read-out 'nonsense'.*plain"),
+        (lambda m, p: m.dense(p, "nonsense"), "unknown read-out 'nonsense'.*plain.*of many passes, 'windows'"),
         (lambda m, p: m.dense(p, "adapter"), "adapter=FOLDER"),
         (lambda m, p: m.dense([p, p[:, :30]]), "one size"),
         (lambda m, p: m.dense(p, scales=(0,)), "positive"),
