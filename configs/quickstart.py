@@ -1,6 +1,8 @@
 """The main job on the bundled model and world: our own recipe, as the README measures it.
 
 python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Result and time: see configs/adapt/recover.py; the table of all read-outs comes after it.
 """
 
 from ml_collections import ConfigDict

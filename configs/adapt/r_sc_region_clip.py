@@ -4,6 +4,9 @@
 
 A first stage trains the Refiner, as for r_sc_clipself. Pictures other than the bundled world's need
 --config.objectives.region_text.nouns (see region_clip.py).
+
+Bundled model: average .582, seed 0, 13 minutes on one core of an AMD EPYC, 2026-11-26 (docs/recipes.md). Other models:
+not run.
 """
 
 from ml_collections import ConfigDict

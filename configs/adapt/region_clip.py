@@ -18,6 +18,9 @@ file of pseudo labels, where here regions are the cells of CLIPSelf's grids (in 
 128 nouns); nouns are put into three templates; a CLIP that was trained with a bias of its logits keeps it. The loss
 has weight 0.1: alone, AdamW takes nearly the same steps for it, and its gradient is clipped less. Blocks, input size
 and optimizer differ as CLIPSelf's do here (clipself.py).
+
+Bundled model: average .577, seed 0, 11 minutes on one core of an AMD EPYC, 2026-11-26 (docs/recipes.md). Other models:
+not run.
 """
 
 from ml_collections import ConfigDict
