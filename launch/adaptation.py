@@ -102,6 +102,9 @@ def check_stages(config: ConfigDict, model: SpatialClip) -> Towers:
     terms, teachers = read_teaching(config, before)
     if FUSION in _asked(terms):
         _check_windows(config, teachers.fusion, model)
+    for term in terms.values():
+        if isinstance(term, RegionText) and not term.nouns and config.data.kind != "scenes":
+            nouns_of(source_of(config.data), term)
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
     towers = Towers(model.spec.vision, model.towers.vision, adapter_definition(adapter, model.spec))
     _check_start(config, adapter, read_section(AdapterSpec, stage.adapter, "refiner.adapter") if stage else None)

@@ -37,7 +37,8 @@ class Annotations(Protocol):
 class CocoAnnotations:
     """A file in COCO's format: `images` (id, file_name, width, height), `annotations` (image_id, bbox, category_id).
 
-    A bbox is x, y, width, height in pixels. `categories` (id, name) give the nouns; files of proposals have none.
+    A bbox is x, y, width, height in pixels; those of crowds are left out. `categories` (id, name) give the nouns; files
+    of proposals have none.
     Pictures are found by file_name, their path below the folder of pictures. ValueError for a file of another form, or
     if it names none of `pictures`.
     """
@@ -48,7 +49,7 @@ class CocoAnnotations:
             names = {entry["id"]: entry["name"] for entry in content.get("categories", ())}
             self.nouns = tuple(names.values())
             self._regions = _by_picture(content, {label: place for place, label in enumerate(names)})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise ValueError(f"{file} is not in COCO's format: {type(error).__name__}: {error}") from error
         found = sum(name in self._regions for name in pictures)
         if not found:
@@ -64,6 +65,7 @@ class CocoAnnotations:
 class TfdsAnnotations:
     """Features of a dataset: a sequence of BBoxFeature, such as "objects/bbox", and of the boxes' ClassLabels.
 
+    Where names are asked for, boxes without one (label -1) are left out.
     ValueError for a feature that is not there or of another kind, listing those that are.
     """
 
@@ -79,7 +81,8 @@ class TfdsAnnotations:
         """The boxes of the record, which TFDS gives as y0, x0, y1, x1."""
         boxes = np.asarray(_at(record, self._boxes), np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
         labels = np.zeros(len(boxes)) if self._labels is None else _at(record, self._labels)
-        return Regions(boxes, np.asarray(labels, np.int32))
+        known = np.asarray(labels, np.int32).reshape(-1)
+        return Regions(boxes[known >= 0], known[known >= 0])
 
 
 NOTHING = Regions(np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
@@ -129,7 +132,7 @@ def _shows(
 
 
 def _area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(1)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -149,6 +152,8 @@ def _by_picture(content: Mapping[str, Any], places: Mapping[Any, int]) -> dict[s
     boxes: dict[str, list[Any]] = defaultdict(list)
     labels: dict[str, list[int]] = defaultdict(list)
     for entry in content["annotations"]:
+        if entry.get("iscrowd"):
+            continue
         image = images[entry["image_id"]]
         boxes[image["file_name"]].append(_fractions(entry["bbox"], image))
         labels[image["file_name"]].append(places[entry["category_id"]] if places else 0)

@@ -37,6 +37,7 @@ def coco(**changes: Any) -> dict[str, Any]:
         for i, blocks in enumerate(BLOCKS)
         for label, box in enumerate(blocks)
     ]
+    boxes.append(dict(image_id=7, bbox=[0, 0, 60, 40], category_id=90, iscrowd=1))
     named = [dict(id=90, name=NOUNS[0]), dict(id=3, name=NOUNS[1])]
     return dict(images=images, annotations=boxes, categories=named) | changes
 
@@ -71,6 +72,7 @@ class Blocks(tfds.core.GeneratorBasedBuilder):
                 dict(bbox=tfds.features.BBox(y / height, x / width, (y + h) / height, (x + w) / width), label=i, id=i)
                 for i, (x, y, w, h) in enumerate(BLOCKS[number])
             ]
+            objects.append(dict(bbox=tfds.features.BBox(0.0, 0.0, 1.0, 1.0), label=-1, id=9))
             yield number, {"image": encoded(picture(number), "PNG"), "objects": objects}
 
 
@@ -132,8 +134,10 @@ def test_small_boxes_and_those_beyond_the_window_are_left_out():
         [0.80, 0.0, 1.00, 0.5],  # beyond
         [0.50, 0.5, 0.52, 0.52],  # too small
         [0.60, 0.5, 0.50, 0.9],  # no width
+        [0.70, 0.9, 0.30, 0.1],  # neither width nor height
+        [np.nan, 0.1, 0.60, 0.9],
     ]
-    regions = Regions(np.array(boxes, np.float32), np.arange(6, dtype=np.int32))
+    regions = Regions(np.array(boxes, np.float32), np.arange(8, dtype=np.int32))
     drawn = drawn_regions(regions, window, 0.01, 4, (0,))
     order = np.argsort(drawn["labels"][:2])
     assert drawn["valid"].tolist() == [True, True, False, False] and drawn["labels"][:2][order].tolist() == [0, 2]
@@ -152,6 +156,7 @@ def test_pictures_without_boxes_have_none(folder: Path, tmp_path: Path):
     [
         ("{", "is no JSON"),
         ("[]", "expected an object with 'images' and 'annotations'"),
+        (coco(images=[dict(id=7, file_name="in/0.png", width=0, height=9)]), "not in COCO's format: ZeroDivisionError"),
         (coco(images=[]), "not in COCO's format: KeyError: 7"),
         (coco(annotations=[dict(image_id=7, bbox=[1, 2, 3], category_id=90)]), "not in COCO's format: ValueError"),
         (coco(annotations=[dict(image_id=7, bbox=[1, 2, 3, 4], category_id=5)]), "not in COCO's format: KeyError: 5"),
