@@ -177,7 +177,7 @@ REFUSED = {
     "--config.objectives.fusion_distilation.weight=1.0": "no setting 'fusion_distilation'; .*fusion_distillation",
     "--config.objectives.spatial_correlation.teacher=refinar": "unknown teacher 'refinar'; valid: fusion, .*refiner",
     "--config.objectives.spatial_correlation.teacher=average": "'average' needs config.optimizer.average",
-    "--config.objectives.spatial_correlation.regions=grit": "drawn by 'grid' or 'random', got 'grit'",
+    "--config.objectives.spatial_correlation.regions=grit": "boxes are one of grid, random, given, got 'grit'",
     "--config.adapter.variant=copi": "'copy' or 'residual'",
     "--config.adapter.blocks=2 --config.start=refiner": "config.refiner.adapter must be like config.adapter",
     "--config.start=average": "config.start must be 'tower' or 'refiner', got 'average'",
