@@ -168,7 +168,7 @@ def _benchmark(asked: Asked) -> dict[str, Any]:
 
 def crops(asked: Asked) -> dict[str, Any]:
     """CLIPSelf's term: at most twenty cells a picture, of the bundled world four, for the sake of its budget."""
-    return dict(region_alignment=dict(weight=1.0, boxes="grid", max_boxes=_cells(asked)))
+    return dict(region_alignment=dict(weight=1.0, boxes="grid", max_boxes=_cells(asked), context=1.0))
 
 
 def nouns(asked: Asked) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def nouns(asked: Asked) -> dict[str, Any]:
 
     The weight is our own, for up to a hundred sigmoids of each region are summed.
     """
-    return dict(region_text=dict(weight=0.1, nouns=(), boxes="grid", max_boxes=_cells(asked)))
+    return dict(region_text=dict(weight=0.1, nouns=(), labels="tower", boxes="grid", max_boxes=_cells(asked)))
 
 
 def correlations(teacher: str, weight: float = 0.3) -> dict[str, Any]:

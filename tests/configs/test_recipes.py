@@ -223,6 +223,26 @@ def test_recipes_take_the_pictures_own_boxes(name, term, model, tmp_path):
     assert np.isfinite(taught) and taught > 1e-4 and nothing == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("clipself", ("objectives.region_alignment.boxes=given", "objectives.region_alignment.context=1.5")),
+        ("region_clip", ("objectives.region_text.boxes=given", "objectives.region_text.labels=given")),
+    ],
+)
+def test_the_recipes_notes_on_boxes_can_be_given(name, options, model, monkeypatch):
+    """What their docstrings say is in the config, so that the command line takes it."""
+    notes = importlib.import_module(f"configs.adapt.{name}").__doc__
+    written = [f"--config.{option}" for option in options]
+    assert all(option in notes for option in written)
+    line = ["program", *written, "--config.data.boxes=boxes.json", "--config.data.kind=folder"]
+    monkeypatch.setattr(sys, "argv", line)
+    flags = FlagValues()
+    config_flags.DEFINE_config_dict("config", recipe(name), flag_values=flags)
+    flags(line)
+    assert read_teaching(flags.config, model.towers)
+
+
 def test_boxes_that_are_not_there_are_asked_for(model, tmp_path):
     config = recipe("clipself")
     config.objectives.region_alignment.boxes = "given"
