@@ -27,6 +27,9 @@ PUBLISHED = (
     "unirefiner",
 )
 
+# Of every recipe.
+BUDGET = dict(steps=600, batch_size=16, world="quickstart")
+
 # (column, better, worse) as those who published the recipes found it.
 ORDERINGS = (
     ("region_top1", "clipself", "value"),
@@ -38,7 +41,7 @@ ORDERINGS = (
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: steps=N, batch_size=N, world=quickstart|full|mini, the budget of every recipe."""
-    budget = parse_arg(arg, steps=600, batch_size=16, world="quickstart")
+    budget = parse_arg(arg, **BUDGET)
     main = quickstart.get_config(f"world={budget['world']}")
     return ConfigDict(
         dict(
