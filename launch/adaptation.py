@@ -83,7 +83,7 @@ def adaptation_task(
     terms, teachers = read_teaching(config, (refiner or model).towers)
     source = source_of(config.data)
     frozen = _frozen(config, source, model, refiner, terms)
-    cached = FUSION in _asked(terms) and config.cache_teacher
+    cached = FUSION in asked_teachers(terms) and config.cache_teacher
     stream = _stream(config, source, model, given_boxes(terms))
     batches = _taught(stream, config, source, teachers, frozen, maps, model) if cached else stream
     return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
@@ -100,7 +100,7 @@ def check_stages(config: ConfigDict, model: SpatialClip) -> Towers:
     make_optimizer(settings.optimizer, settings.steps)
     _check_scale(config.scale, model.spec.vision)
     terms, teachers = read_teaching(config, before)
-    if FUSION in _asked(terms):
+    if FUSION in asked_teachers(terms):
         _check_windows(config, teachers.fusion, model)
     for term in terms.values():
         if isinstance(term, RegionText) and not term.nouns and config.data.kind != "scenes":
@@ -121,7 +121,7 @@ def _check_before(stage: ConfigDict, model: SpatialClip) -> Towers:
 def _check_windows(config: ConfigDict, fusion: FusionSettings, model: SpatialClip) -> None:
     """ValueError unless the pictures can be seen through the teacher's windows."""
     try:
-        fusion.plan(*_size(config, model), model.spec.vision)
+        fusion.plan(*picture_size(config, model.spec.vision), model.spec.vision)
     except ValueError as error:
         raise ValueError(
             f"config.teacher.windows={fusion.windows}, in units of the native size, do not fit: {error}"
@@ -136,7 +136,7 @@ def read_teaching(config: ConfigDict, towers: Towers) -> tuple[dict[str, Any], T
     terms = read_terms(config.objectives)
     _check_given(config.data, terms)
     teachers = Teachers(towers, read_section(FusionSettings, config.teacher, "teacher"))
-    asked = _asked(terms)
+    asked = asked_teachers(terms)
     for name in sorted(asked):
         teachers.check(name)
     if FUSION in asked:
@@ -175,7 +175,7 @@ def _check_average(config: ConfigDict, asked: set[str]) -> None:
         )
 
 
-def _asked(terms: Mapping[str, Any]) -> set[str]:
+def asked_teachers(terms: Mapping[str, Any]) -> set[str]:
     """The teachers that the terms name."""
     return {term.teacher for term in terms.values() if hasattr(term, "teacher")}
 
@@ -234,7 +234,7 @@ def _channels(config: ConfigDict, source: Source, model: SpatialClip, most: int)
     stream = PictureStream(
         source,
         BANK_BATCH,
-        _size(config, model),
+        picture_size(config, model.spec.vision),
         config.seed,
         max_corrupt_fraction=config.data.max_corrupt_fraction,
     )
@@ -242,9 +242,9 @@ def _channels(config: ConfigDict, source: Source, model: SpatialClip, most: int)
     return live_channels(model.towers, model.params, pictures, most, config.seed)
 
 
-def _size(config: ConfigDict, model: SpatialClip) -> tuple[int, int]:
+def picture_size(config: ConfigDict, vision: AnyVisionSpec) -> tuple[int, int]:
     """Height and width of the pictures trained on."""
-    side = round(config.scale * model.spec.vision.image_size)
+    side = round(config.scale * vision.image_size)
     return side, side
 
 
@@ -280,7 +280,7 @@ def _stream(config: ConfigDict, source: Source, model: SpatialClip, boxes: int) 
     return PictureStream(
         source,
         config.batch_size,
-        _size(config, model),
+        picture_size(config, model.spec.vision),
         config.seed,
         jax.process_index(),
         jax.process_count(),
@@ -299,7 +299,8 @@ def _taught(
     model: SpatialClip,
 ) -> CachedTeacher:
     """The stream with the fused maps of its pictures, which are kept on disk."""
-    vision, (side, _) = model.spec.vision, _size(config, model)
+    vision = model.spec.vision
+    side, _ = picture_size(config, vision)
     tokens = side // vision.patch_size
     folder, params, fusion = maps / str(jax.process_index()), teacher_params(frozen), teachers.fusion
 

@@ -9,17 +9,16 @@ from typing import Any
 
 import jax
 import ml_collections
-import optax
 from jax.sharding import Mesh, NamedSharding
 
 from spatial_clip_jax.train import distributed, sharding
 from spatial_clip_jax.train.checkpoint import Checkpoints
 from spatial_clip_jax.train.metrics import Recorder, check_finite
-from spatial_clip_jax.train.optimizer import kept_average, make_optimizer
+from spatial_clip_jax.train.optimizer import kept_average
+from spatial_clip_jax.train.placement import Placement, place
 from spatial_clip_jax.train.prefetch import Prefetch
 from spatial_clip_jax.train.settings import Settings, read_settings
 from spatial_clip_jax.train.state import TrainState, new_state
-from spatial_clip_jax.train.step import make_train_step
 from spatial_clip_jax.train.task import Evaluate, Task
 from spatial_clip_jax.train.workdir import claim_workdir, held_workdir, resolve
 
@@ -52,14 +51,16 @@ class _Run:
     """What stays the same from step to step."""
 
     task: Task
-    settings: Settings
     config: dict[str, Any]
     mesh: Mesh
-    optimizer: optax.GradientTransformation
-    abstract: TrainState
-    shardings: TrainState
+    placement: Placement
     batch_place: NamedSharding
     frozen: Any
+
+    @property
+    def settings(self) -> Settings:
+        """What the config says of the run."""
+        return self.placement.settings
 
 
 def train(
@@ -105,7 +106,7 @@ def _loop(
 ) -> TrainState:
     settings, step = run.settings, int(state.step)
     metrics: dict[str, Any] = {}
-    run_step = make_train_step(run.task.loss_fn, run.optimizer, run.shardings, settings.seed)
+    run_step = run.placement.step(run.task.loss_fn)
     prefetch = Prefetch(run.task.batches, run.batch_place, settings.batch_size)
     with distributed.StopSignal() as stop, prefetch as batches:
         while True:
@@ -145,25 +146,15 @@ def _leave(step: int, received: int, checkpoints: Checkpoints) -> None:
 
 def _prepare(task: Task, settings: Settings, config: dict[str, Any], mesh: Mesh) -> _Run:
     """Works out all shapes and shardings, without a parameter in memory, and places the frozen part."""
-    optimizer = make_optimizer(settings.optimizer, settings.steps)
-    key, make = _init_key(settings), task.params
-    params = jax.eval_shape(make, key) if callable(make) else _abstract(make)
-    trees = {"params": params, "frozen": _abstract(task.frozen)}
-    places = sharding.match_rules(trees, settings.sharding, mesh)
-    abstract = jax.eval_shape(lambda tree: new_state(tree, optimizer), params)
-    shardings = sharding.state_shardings(abstract, places["params"], mesh)
-    sharding.log_table("trained", params, places["params"])
-    sharding.log_table("frozen", trees["frozen"], places["frozen"])
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
-    )
+    params = jax.eval_shape(task.params, _init_key(settings)) if callable(task.params) else task.params
+    placement = place(params, task.frozen, settings, mesh)
     batch_place = sharding.batch_sharding(mesh, settings.batch_size)
-    frozen = jax.device_put(task.frozen, places["frozen"])
-    return _Run(task, settings, config, mesh, optimizer, abstract, shardings, batch_place, frozen)
+    frozen = jax.device_put(task.frozen, placement.frozen)
+    return _Run(task, config, mesh, placement, batch_place, frozen)
 
 
 def _restore(run: _Run, checkpoints: Checkpoints) -> TrainState | None:
-    restored = checkpoints.restore(run.abstract)
+    restored = checkpoints.restore(run.placement.state)
     if restored is None:
         return None
     run.task.batches.set_state(restored.data_state)
@@ -174,17 +165,14 @@ def _restore(run: _Run, checkpoints: Checkpoints) -> TrainState | None:
 def _initialise(run: _Run) -> TrainState:
     """Creates the state of a new run, every leaf only ever under its own sharding."""
     make: Callable[[Any], Any] | dict[str, Any] = run.task.params
+    optimizer, shardings = run.placement.optimizer, run.placement.shardings
     if callable(make):
-        start = jax.jit(lambda key: new_state(make(key), run.optimizer), out_shardings=run.shardings)
+        start = jax.jit(lambda key: new_state(make(key), optimizer), out_shardings=shardings)
         return start(_init_key(run.settings))
     # A copy, since the loop donates its state and the caller keeps its arrays.
-    params = jax.device_put(make, run.shardings.params, may_alias=False)
-    return jax.jit(lambda tree: new_state(tree, run.optimizer), out_shardings=run.shardings)(params)
+    params = jax.device_put(make, shardings.params, may_alias=False)
+    return jax.jit(lambda tree: new_state(tree, optimizer), out_shardings=shardings)(params)
 
 
 def _init_key(settings: Settings) -> Any:
     return jax.random.fold_in(jax.random.key(settings.seed), INIT_FOLD)
-
-
-def _abstract(tree: Any) -> Any:
-    return jax.eval_shape(lambda: tree)

@@ -24,11 +24,12 @@ MIB = 2**20
 LONG_TABLE = 12
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over all devices with the axes "data", "fsdp" and "model".
 
     Args:
       sizes: devices along each axis; a missing axis counts 1, and one may be -1 for all that is left.
+      devices: those of a topology that is not here; None for all that are.
 
     Raises:
       ValueError: on an unknown axis, or sizes that do not multiply to the number of devices.
@@ -36,16 +37,16 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     unknown = sorted(set(sizes) - set(AXES))
     if unknown:
         raise ValueError(f"config.mesh has unknown axes {unknown}; the valid ones are {list(AXES)}.")
-    shape, devices = [sizes.get(axis, 1) for axis in AXES], jax.device_count()
+    shape, count = [sizes.get(axis, 1) for axis in AXES], jax.device_count() if devices is None else len(devices)
     fixed = math.prod(size for size in shape if size != -1)
-    if shape.count(-1) == 1 and fixed > 0 and devices % fixed == 0:
-        shape[shape.index(-1)] = devices // fixed
-    if min(shape) < 1 or math.prod(shape) != devices:
+    if shape.count(-1) == 1 and fixed > 0 and count % fixed == 0:
+        shape[shape.index(-1)] = count // fixed
+    if min(shape) < 1 or math.prod(shape) != count:
         raise ValueError(
-            f"config.mesh {dict(sizes)} does not fit {devices} devices: the sizes must multiply to "
-            f"{devices}, and at most one may be -1."
+            f"config.mesh {dict(sizes)} does not fit {count} devices: the sizes must multiply to "
+            f"{count}, and at most one may be -1."
         )
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -53,16 +54,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+def split_batch(mesh: Mesh, batch_size: int) -> NamedSharding:
     """Returns the sharding of a batch, split over "data" and "fsdp" along the first axis of every leaf.
 
-    Raises:
-      ValueError: if the devices cannot share the batch equally, or two hosts would need the same pictures.
+    ValueError if the devices cannot share the batch equally.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise ValueError(f"config.batch_size {batch_size} is not divisible by data x fsdp = {parts} devices.")
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+    """As `split_batch`, of batches that the hosts of this mesh read.
+
+    ValueError also if two hosts would need the same pictures.
+    """
+    sharding = split_batch(mesh, batch_size)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
     local = {str(rows) for rows in sharding.addressable_devices_indices_map((batch_size,)).values()}
     if len(local) * jax.process_count() != parts:
         raise ValueError('config.mesh: the "model" axis must not span hosts; make it smaller than one host.')

@@ -1,6 +1,5 @@
 """One training step, compiled once."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +10,8 @@ from spatial_clip_jax.train.sharding import replicated
 from spatial_clip_jax.train.state import TrainState
 from spatial_clip_jax.train.task import LossFn, Tree
 
-StepFn = Callable[[TrainState, Tree, Tree], tuple[TrainState, dict[str, Any]]]
+# (state, frozen, batch) -> (state, metrics)
+StepFn = jax.stages.Wrapped
 
 
 def make_train_step(

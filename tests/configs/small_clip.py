@@ -17,12 +17,10 @@ from spatial_clip_jax.models.clip import Clip
 from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.models.params import init_module, split_params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, VisionSpec
-from spatial_clip_jax.train.optimizer import make_optimizer
+from spatial_clip_jax.train.placement import place
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
-from spatial_clip_jax.train.sharding import match_rules, state_shardings
 from spatial_clip_jax.train.state import TrainState, new_state
-from spatial_clip_jax.train.step import make_train_step
 from spatial_clip_jax.train.task import Task
 
 NOUNS = tuple(pair_phrases())
@@ -71,12 +69,8 @@ def task_of(config: ConfigDict, model: SpatialClip, refiner: SpatialClip | None,
 
 def start(config: ConfigDict, task: Task, mesh: Mesh) -> tuple[TrainState, Any]:
     """The first state and the jitted step on a mesh, as the loop makes them."""
-    settings = read_settings(config)
-    optimizer = make_optimizer(settings.optimizer, settings.steps)
-    places = match_rules({"params": task.params}, settings.sharding, mesh)["params"]
+    placement = place(task.params, task.frozen, read_settings(config), mesh)
     # By way of NumPy, for the step consumes its state, and on one device a copy may share the caller's memory.
-    params: Any = jax.device_put(jax.tree.map(np.array, task.params), places)
-    state = new_state(params, optimizer)
-    shardings = state_shardings(state, places, mesh)
-    state = jax.device_put(state, shardings)
-    return state, make_train_step(task.loss_fn, optimizer, shardings, settings.seed)
+    params: Any = jax.device_put(jax.tree.map(np.array, task.params), placement.shardings.params)
+    state = jax.device_put(new_state(params, placement.optimizer), placement.shardings)
+    return state, placement.step(task.loss_fn)

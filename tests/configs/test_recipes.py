@@ -1,7 +1,6 @@
 """Every recipe: for every model as shapes at real size, and one step of each stage of a small CLIP that really runs."""
 
 import dataclasses
-import functools
 import importlib
 import json
 import pkgutil
@@ -18,20 +17,18 @@ from configs import adapt
 from configs.adapt.base import MODELS
 from configs.evaluate import ablations, recipes
 from launch.adaptation import check_stages, earlier_stage, nouns_of, read_teaching
+from launch.shapes import StageShapes, stage_shapes
 from launch.variations import read_variations
 from spatial_clip_jax.api import TINY, SpatialClip, load
 from spatial_clip_jax.data.sources import FolderSource
-from spatial_clip_jax.fusion.encoders import Towers
-from spatial_clip_jax.models.adapter import SpatialAdapter
-from spatial_clip_jax.models.clip import vision_tower
 from spatial_clip_jax.models.geometries import named_spec
-from spatial_clip_jax.models.params import Params, abstract_params
-from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
-from spatial_clip_jax.train.adaptation import adaptation_loss
+from spatial_clip_jax.models.params import Params, flatten_params
+from spatial_clip_jax.models.spec import AdapterSpec
+from spatial_clip_jax.train.placement import shapes_of
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.sharding import make_mesh
 from spatial_clip_jax.train.terms import read_terms
-from spatial_clip_jax.train.views import BIAS, CHANNELS, NOUNS, REFINER, SCALE, STEP
+from spatial_clip_jax.train.views import STEP
 from spatial_clip_jax.train.workdir import resolve
 from tests.configs.small_clip import NOUNS as WORLD_NOUNS
 from tests.configs.small_clip import fitted, small_clip, small_config, start, task_of, write_pictures
@@ -65,10 +62,6 @@ def test_models_are_those_they_are_said_to_be():
         assert side == pytest.approx(round(side)) and round(side) % vision.patch_size == 0
 
 
-# What `trace` made of a stage: its towers, and shapes of the adapter's parameters.
-Traced = tuple[Towers, Params]
-
-
 SLOW = ("clip_l14", "eva02_b16", "eva02_l14", "siglip2_so400m")  # a quarter of a minute each
 
 
@@ -81,46 +74,27 @@ def test_loss_and_gradient_of_every_recipe_have_their_shapes(model):
     """
     spec = named_spec(GEOMETRY[model])
     vision = dataclasses.replace(spec.vit, layers=MODELS[model].blocks + 1)
-    traced: dict[str, Traced] = {}
+    shallow, traced = dataclasses.replace(spec, vision=vision), set()
     for name in RECIPES:
-        config = fitted(recipe(name, f"model={model}"), vision.layers)
-        trace(config, dataclasses.replace(spec, vision=vision), traced)
+        config = recipe(name, f"model={model},batch_size=2")
+        for stage in stage_shapes(fitted(config, vision.layers), shallow):
+            if identity(stage.config) not in traced:
+                traced.add(identity(stage.config))
+                check_shapes(stage)
     assert len(traced) > len(RECIPES)
 
 
-def trace(config: ConfigDict, spec: ClipSpec, traced: dict[str, Traced]) -> Traced:
-    """Checks the stages of the config, each once."""
-    before = earlier_stage(config)
-    refiner = trace(before, spec, traced) if before else None
-    if (key := identity(config)) not in traced:
-        traced[key] = trace_stage(config, spec, refiner)
-    return traced[key]
-
-
-def trace_stage(config: ConfigDict, spec: ClipSpec, refiner: Traced | None) -> Traced:
+def check_shapes(stage: StageShapes) -> None:
     """The shapes of loss and gradient are those of a number and of the adapter."""
-    build = functools.partial(vision_tower, spec.vision, spec.embed_dim)
-    definition, vision = abstract_params(lambda rngs: build(rngs=rngs))
-    adapter = read_section(AdapterSpec, config.adapter, "adapter")
-    branch, params = abstract_params(lambda rngs: SpatialAdapter(adapter, build(rngs=rngs), rngs=rngs))
-    student = Towers(spec.vision, definition, branch)
-    terms, teachers = read_teaching(config, refiner[0] if refiner else Towers(spec.vision, definition))
-    frozen = {"vision": vision, **({REFINER: refiner[1]} if refiner else {})}
-    for nouns in (term.nouns for term in terms.values() if hasattr(term, "nouns")):
-        frozen[NOUNS] = jax.ShapeDtypeStruct((len(nouns), spec.embed_dim), "float32")
-        frozen |= {name: jax.ShapeDtypeStruct((), "float32") for name in (SCALE, BIAS)}
-    if any(getattr(term, "lazy_channels", 0) for term in terms.values()):
-        frozen[CHANNELS] = jax.ShapeDtypeStruct((spec.vit.width,), "bool")
-    frozen[STEP] = jax.ShapeDtypeStruct((), "int32")
-    side = round(config.scale * spec.vit.image_size)
-    batch = {"image": jax.ShapeDtypeStruct((2, side, side, 3), "uint8")}
-    gradient = jax.value_and_grad(adaptation_loss(student, teachers, terms, config.flip), has_aux=True)
-    (loss, parts), grads = jax.eval_shape(gradient, params, frozen, batch, jax.random.key(0))
+    frozen = stage.frozen | {STEP: jax.ShapeDtypeStruct((), "int32")}
+    gradient = jax.value_and_grad(stage.loss, has_aux=True)
+    (loss, parts), grads = jax.eval_shape(gradient, stage.params, frozen, stage.batch, jax.random.key(0))
     assert loss.shape == () and loss.dtype == "float32" and {part.shape for part in parts.values()} == {()}
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), grads) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), params
-    )
-    return student, params
+    assert shapes(grads) == shapes(stage.params)
+
+
+def shapes(tree: Params) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in flatten_params(tree).items()}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +126,9 @@ def step_through(config: ConfigDict, model: SpatialClip, trained: dict[str, Spat
     kept = jax.tree.map(np.array, (task.frozen, task.params))
     state, step = start(config, task, make_mesh({}))
     batch = next(task.batches)
+    foretold = stage_shapes(config, model.spec)[-1]
+    for made, told in ((task.params, foretold.params), (task.frozen, foretold.frozen), (batch, foretold.batch)):
+        assert shapes(shapes_of(made)) == shapes(told)
     state, metrics = step(state, task.frozen, batch)
     assert all(np.isfinite(value) for value in metrics.values()) and metrics["gradient_norm"] > 0
     jax.tree.map(np.testing.assert_array_equal, (task.frozen, task.params), kept)

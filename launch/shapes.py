@@ -1,0 +1,99 @@
+"""A recipe's stages as shapes: what their steps take and train, without weights, pictures or memory."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from launch.adaptation import asked_teachers, earlier_stage, picture_size, read_teaching
+from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
+from spatial_clip_jax.fusion.encoders import Towers
+from spatial_clip_jax.models.adapter import SpatialAdapter
+from spatial_clip_jax.models.clip import vision_tower
+from spatial_clip_jax.models.params import Params, abstract_params
+from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
+from spatial_clip_jax.train.adaptation import adaptation_loss
+from spatial_clip_jax.train.placement import place, placed
+from spatial_clip_jax.train.sections import read_section
+from spatial_clip_jax.train.settings import read_settings
+from spatial_clip_jax.train.sharding import split_batch
+from spatial_clip_jax.train.task import LossFn
+from spatial_clip_jax.train.terms import RegionText, given_boxes
+from spatial_clip_jax.train.views import BIAS, CHANNELS, FUSION, NOUNS, REFINER, SCALE
+
+
+@dataclass(frozen=True)
+class StageShapes:
+    """One stage: its `config`, the trained `towers`, shapes of their parameters, of what stays frozen and of a global
+    batch, and the loss.
+    """
+
+    config: ConfigDict
+    towers: Towers
+    params: Params
+    frozen: Params
+    batch: Params
+    loss: LossFn
+
+    def lowered(self, mesh: Mesh) -> jax.stages.Lowered:
+        """The training step as the loop runs it, lowered for the mesh, whose devices need not be here."""
+        with jax.set_mesh(mesh):
+            placement = place(self.params, self.frozen, read_settings(self.config), mesh)
+            split = split_batch(mesh, self.config.batch_size)
+            batch = placed(self.batch, jax.tree.map(lambda _: split, self.batch))
+            frozen = placed(self.frozen, placement.frozen)
+            return placement.step(self.loss).lower(placement.state, frozen, batch)
+
+
+def stage_shapes(config: ConfigDict, spec: ClipSpec) -> list[StageShapes]:
+    """The stages of a recipe for a CLIP of this geometry, in the order in which they run.
+
+    ValueError for what a stage's settings get wrong.
+    """
+    earlier = earlier_stage(config)
+    before = stage_shapes(earlier, spec) if earlier else []
+    return [*before, _stage(config, spec, before[-1] if before else None)]
+
+
+def _stage(config: ConfigDict, spec: ClipSpec, refiner: StageShapes | None) -> StageShapes:
+    build = functools.partial(vision_tower, spec.vision, spec.embed_dim)
+    definition, vision = abstract_params(lambda rngs: build(rngs=rngs))
+    adapter = read_section(AdapterSpec, config.adapter, "adapter")
+    branch, params = abstract_params(lambda rngs: SpatialAdapter(adapter, build(rngs=rngs), rngs=rngs))
+    towers = Towers(spec.vision, definition, branch)
+    terms, teachers = read_teaching(config, refiner.towers if refiner else Towers(spec.vision, definition))
+    frozen = {"vision": vision, **({REFINER: refiner.params} if refiner else {})}
+    for term in terms.values():
+        frozen |= _asked_of_the_frozen(term, spec)
+    loss = adaptation_loss(towers, teachers, terms, config.flip)
+    return StageShapes(config, towers, params, frozen, _batch(config, spec, terms), loss)
+
+
+def _asked_of_the_frozen(term: Any, spec: ClipSpec) -> Params:
+    """What a term takes besides the towers, see train/views.py."""
+    if isinstance(term, RegionText):
+        nouns = len(term.nouns or pair_phrases())
+        scalars = dict.fromkeys((SCALE, BIAS), jax.ShapeDtypeStruct((), jnp.float32))
+        return {NOUNS: jax.ShapeDtypeStruct((nouns, spec.embed_dim), jnp.float32), **scalars}
+    if getattr(term, "lazy_channels", 0):
+        return {CHANNELS: jax.ShapeDtypeStruct((spec.vit.width,), jnp.bool_)}
+    return {}
+
+
+def _batch(config: ConfigDict, spec: ClipSpec, terms: dict[str, Any]) -> Params:
+    """Pictures, and what comes along with them: boxes, and the maps of a teacher whose maps are kept."""
+    count, (height, width), patch = config.batch_size, picture_size(config, spec.vision), spec.vit.patch_size
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((count, height, width, 3), jnp.uint8),
+        "index": ((count,), jnp.int32),
+    }
+    if FUSION in asked_teachers(terms) and config.cache_teacher:
+        shapes["teacher"] = ((count, height // patch, width // patch, spec.embed_dim), jnp.float16)
+    if boxes := given_boxes(terms):
+        shapes |= {"boxes": ((count, boxes, 4), jnp.float32), "valid": ((count, boxes), jnp.bool_)}
+        shapes["labels"] = ((count, boxes), jnp.int32)
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
