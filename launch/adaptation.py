@@ -56,6 +56,12 @@ BANK_PICTURES, BANK_BATCH = 64, 8  # lazy channels are told from so many picture
 STAGE = ("steps", "adapter", "start", "teacher", "cache_teacher", "objectives", "optimizer", "flip", "data")
 
 
+def check_recipe(config: ConfigDict) -> None:
+    """ValueError for a config that trains nothing."""
+    if "objectives" not in config:
+        raise ValueError("this config trains nothing: it has no `objectives`; one that has is configs/quickstart.py")
+
+
 def earlier_stage(config: ConfigDict) -> ConfigDict | None:
     """The config of the stage before (`config.refiner`), whose adapter this one may ask as its teacher; or None."""
     if not config.refiner:

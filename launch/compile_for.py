@@ -7,6 +7,7 @@ The CLIP is known by its geometry alone, --geometry or config.model; no weights 
 memory does not compile, and the compiler says what is too much. The workdir gets compiled.json.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from launch import cli
+from launch.adaptation import check_recipe
 from launch.shapes import StageShapes, stage_shapes
 from spatial_clip_jax.evaluate.runner import environment, write_whole
 from spatial_clip_jax.models.geometries import GEOMETRIES, named_spec
@@ -28,6 +30,7 @@ from spatial_clip_jax.models.spec import ClipSpec
 from spatial_clip_jax.train.costs import Costs, costs_of
 from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.sharding import make_mesh
+from spatial_clip_jax.train.workdir import held_workdir
 
 logger = logging.getLogger(__name__)
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU generation and the slice's shape, such as v6e:16x16.")
@@ -38,12 +41,14 @@ NOWHERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "T
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Compiles every stage's step, prints what each costs, and writes it to `workdir/compiled.json`."""
+    check_recipe(config)
     spec, devices = _spec(GEOMETRY.value or config.model), _devices(TOPOLOGY.value)
-    found = {"topology": TOPOLOGY.value, "chips": len(devices), "chip": devices[0].device_kind}
-    stages = [_compiled(number, stage, devices) for number, stage in enumerate(stage_shapes(config, spec), 1)]
-    workdir.mkdir(parents=True, exist_ok=True)
-    content = found | {"stages": stages, "environment": environment()}
-    write_whole(workdir / "compiled.json", json.dumps(content, indent=2).encode())
+    shapes = stage_shapes(config, spec)
+    with held_workdir(workdir):
+        stages = [_compiled(number, stage, devices) for number, stage in enumerate(shapes, 1)]
+        found = {"topology": TOPOLOGY.value, "chips": len(devices), "chip": devices[0].device_kind}
+        content = found | {"stages": stages, "environment": environment()}
+        write_whole(workdir / "compiled.json", json.dumps(content, indent=2).encode())
 
 
 def compile_stage(stage: StageShapes, devices: Sequence[jax.Device]) -> Costs:
@@ -69,14 +74,15 @@ def _devices(topology: str) -> Sequence[jax.Device]:
     for name, value in NOWHERE.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
+    if not topology:
+        raise ValueError("--topology is empty; it is like v5e:4x4")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("there is no libtpu: `pip install libtpu`, in an environment of its own")
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"--topology={topology}: {reason}; it is like v5e:4x4, and needs `pip install libtpu` in an environment "
-            "of its own"
-        ) from error
+        raise ValueError(f"--topology={topology}: {reason}; it is like v5e:4x4") from error
 
 
 def _spec(name: str) -> ClipSpec:

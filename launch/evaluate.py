@@ -18,6 +18,8 @@ from spatial_clip_jax.train.sections import read_section
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Measures, and writes metrics.json and report.html to the workdir; or what launch.recipes writes."""
+    if "objectives" in config:
+        raise ValueError("this config trains: give it to launch.train; one that measures is configs/evaluate/scenes.py")
     if "recipes" in config:
         recipes.main(config, workdir)
     else:

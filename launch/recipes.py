@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from launch.adaptation import earlier_stage
 from launch.benchmark import check_section, row_names
 from launch.measured import (
     PLAIN,
@@ -37,6 +38,7 @@ from spatial_clip_jax.evaluate.claims import Claims
 from spatial_clip_jax.evaluate.comparison import best_of
 from spatial_clip_jax.evaluate.runner import environment
 from spatial_clip_jax.train.sections import read_section
+from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.workdir import held_workdir
 
 logger = logging.getLogger(__name__)
@@ -149,6 +151,17 @@ class Plan:
         return self.workdir / "runs" / row.replace("/", "_") / str(seed)
 
 
+def _check_budgets(row: str, run: ConfigDict) -> None:
+    """ValueError for a stage that has no steps or pictures."""
+    stage: ConfigDict | None = run
+    while stage:
+        try:
+            read_settings(stage)
+        except ValueError as error:
+            raise ValueError(f"the budget of {row}, or of its stage before, is none: {error}") from error
+        stage = earlier_stage(stage)
+
+
 def read_plan(config: ConfigDict, workdir: Path) -> Plan:
     """What the config asks for; ValueError for what it gets wrong, before any work."""
     variations = read_variations(config)
@@ -163,6 +176,8 @@ def read_plan(config: ConfigDict, workdir: Path) -> Plan:
     taken = sorted({*names, GLOBAL} & set(variations.configs))
     if taken:
         raise ValueError(f"config.recipes and config.axes name {taken}, which are rows that need no training")
+    for row, run in variations.configs.items():
+        _check_budgets(row, run)
     for row in sorted(set(config.generalise) - set(variations.configs)):
         logger.warning("%s is not among the recipes: it is not measured on %s", row, config.second_world)
     generalising = tuple(row for row in config.generalise if row in variations.configs)

@@ -23,7 +23,7 @@ from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.sharding import split_batch
 from spatial_clip_jax.train.task import LossFn
 from spatial_clip_jax.train.terms import RegionText, given_boxes
-from spatial_clip_jax.train.views import BIAS, CHANNELS, FUSION, NOUNS, REFINER, SCALE
+from spatial_clip_jax.train.views import AVERAGE, BIAS, CHANNELS, FUSION, NOUNS, REFINER, SCALE, STEP
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ class StageShapes:
     frozen: Params
     batch: Params
     loss: LossFn
+
+    def check(self) -> None:
+        """ValueError if the loss cannot be computed of what the step is given; nothing is computed."""
+        frozen = self.frozen | {STEP: jax.ShapeDtypeStruct((), jnp.int32), AVERAGE: self.params}
+        try:
+            jax.eval_shape(self.loss, self.params, frozen, self.batch, jax.random.key(0))
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            raise ValueError(f"config.objectives {sorted(self.config.objectives)}: {error}") from error
 
     def lowered(self, mesh: Mesh) -> jax.stages.Lowered:
         """The training step as the loop runs it, lowered for the mesh, whose devices need not be here."""

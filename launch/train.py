@@ -10,8 +10,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from launch import cli
-from launch.adaptation import adaptation_task, check_stages, earlier_stage, maps_folder, source_of
+from launch.adaptation import adaptation_task, check_recipe, check_stages, earlier_stage, maps_folder, source_of
 from launch.benchmark import FUSION, benchmark, check_section, row_names, write_results
+from launch.shapes import stage_shapes
 from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.convert.card import Training
 from spatial_clip_jax.data.scenes.load import prepare
@@ -34,8 +35,7 @@ LOOP_SECONDS, TEACHER_SECONDS = "loop_seconds", "teacher_seconds"  # of the summ
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Trains, exports, measures, reports."""
-    if "objectives" not in config:
-        raise ValueError("this config trains nothing: it has no `objectives`; one that has is configs/quickstart.py")
+    check_recipe(config)
     if config.measure:
         check_section(config.benchmark, row_names(adapter=True))  # its faults come before any work
     adapted, summary = adapt(config, workdir)
@@ -54,6 +54,8 @@ def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tu
     initialize(config.distributed)
     model = load(config.model)
     check_stages(config, model)
+    for stage in stage_shapes(config, model.spec):
+        stage.check()
     return _adapted(config, model, workdir, teachers)
 
 
@@ -71,7 +73,9 @@ def _adapted(
         LOOP_SECONDS: _loop_seconds(config, result.summary, before),
         TEACHER_SECONDS: teacher,
     }
-    return model.with_adapter(adapter, to_host(result.params), training=_training(config)), summary
+    # Until a benchmark has chosen another, the input size is what the adapter was trained at.
+    settings = replace(model.settings, scale=float(config.scale))
+    return model.with_adapter(adapter, to_host(result.params), settings, _training(config)), summary
 
 
 def _loop_seconds(config: ConfigDict, summary: Summary, before: Summary) -> float:

@@ -66,19 +66,13 @@ def read_arg(arg: str | None) -> Asked:
 
     ValueError for an unknown model or key, listing the valid ones.
     """
-    values = parse_arg(arg, model="tiny", steps=0, batch_size=0, seed=0, variant="copy", world="quickstart")
-    if values["model"] not in MODELS:
-        raise ValueError(f"config argument model={values['model']!r}; valid: {', '.join(MODELS)}")
-    model = MODELS[values["model"]]
-    return Asked(
-        model,
-        values["model"],
-        values["steps"] or model.steps,
-        values["batch_size"] or model.batch_size,
-        values["seed"],
-        values["variant"],
-        values["world"],
-    )
+    own = dict(seed=0, variant="copy", world="quickstart")
+    name = parse_arg(arg, model="tiny", steps=0, batch_size=0, **own)["model"]
+    if name not in MODELS:
+        raise ValueError(f"config argument model={name!r}; valid: {', '.join(MODELS)}")
+    model = MODELS[name]
+    values = parse_arg(arg, model=name, steps=model.steps, batch_size=model.batch_size, **own)
+    return Asked(model, values.pop("model"), **values)
 
 
 def recipe(asked: Asked, **sections: Any) -> ConfigDict:

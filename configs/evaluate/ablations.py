@@ -63,7 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     asked = parse_arg(arg, **recipes.BUDGET, axes="+".join(AXES))
     names = asked.pop("axes").split("+")
     if unknown := [name for name in names if name not in AXES]:
-        raise ValueError(f"config argument axes names {', '.join(unknown)}; valid: {', '.join(AXES)}")
+        raise ValueError(f"config argument axes names {unknown}; NAME+NAME, of: {', '.join(AXES)}")
     config = recipes.get_config(",".join(f"{key}={value}" for key, value in asked.items()))
     config.recipes, config.seeds = (BASE,), (0,)
     config.axes = tuple((name, AXES[name]) for name in names)

@@ -1,17 +1,19 @@
 """Boxes that come with the pictures: an annotation file in COCO's format, or features of a TFDS dataset."""
 
+import functools
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SEEN = 0.5  # a box is left out if less of its area than this is in the region of the picture that is taken
 
@@ -37,20 +39,23 @@ class Annotations(Protocol):
 class CocoAnnotations:
     """A file in COCO's format: `images` (id, file_name, width, height), `annotations` (image_id, bbox, category_id).
 
-    A bbox is x, y, width, height in pixels; those of crowds are left out. `categories` (id, name) give the nouns; files
-    of proposals have none.
-    Pictures are found by file_name, their path below the folder of pictures. ValueError for a file of another form, or
-    if it names none of `pictures`.
+    A bbox is x, y, width, height in pixels; those of crowds are left out, and so are, with a warning, those that are
+    not at least a pixel of their picture. `categories` (id, name) give the nouns; files of proposals have none.
+    Pictures are found by file_name, their path below the folder of pictures. ValueError for a file of another form, for
+    one without a usable box, or if it names none of `pictures`.
     """
 
     def __init__(self, file: Path, pictures: Sequence[str]) -> None:
         content = _read(file)
         try:
-            names = {entry["id"]: entry["name"] for entry in content.get("categories", ())}
-            self.nouns = tuple(names.values())
-            self._regions = _by_picture(content, {label: place for place, label in enumerate(names)})
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise ValueError(f"{file} is not in COCO's format: {type(error).__name__}: {error}") from error
+            names = dict(_parsed(content, "categories", _category))
+            images = dict(_parsed(content, "images", _image))
+            places = {label: place for place, label in enumerate(names)}
+            boxes = _parsed(content, "annotations", functools.partial(_box, images, places))
+        except ValueError as error:
+            raise ValueError(f"{file} is not in COCO's format: {error}") from error
+        self.nouns = tuple(names.values())
+        self._regions = _by_picture(_usable(file, [box for box in boxes if box]))
         found = sum(name in self._regions for name in pictures)
         if not found:
             there = ", ".join(map(repr, list(self._regions)[:3])) or "no picture with boxes"
@@ -140,36 +145,97 @@ def _read(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no file {file} (data.boxes); expected annotations in COCO's format")
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON: {error}") from error
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise ValueError(f"{file} is not in COCO's format: expected an object with 'images' and 'annotations'")
     return content
 
 
-def _by_picture(content: Mapping[str, Any], places: Mapping[Any, int]) -> dict[str, Regions]:
-    images = {entry["id"]: entry for entry in content["images"]}
-    boxes: dict[str, list[Any]] = defaultdict(list)
-    labels: dict[str, list[int]] = defaultdict(list)
-    for entry in content["annotations"]:
-        if entry.get("iscrowd"):
-            continue
-        image = images[entry["image_id"]]
-        boxes[image["file_name"]].append(_fractions(entry["bbox"], image))
-        labels[image["file_name"]].append(places[entry["category_id"]] if places else 0)
+class _Box(NamedTuple):
+    """A box of the picture `file`, whose sides in pixels are `size`."""
+
+    file: str
+    size: tuple[float, float]
+    sides: Float[np.ndarray, "4"]
+    label: int
+
+    @property
+    def within(self) -> Float[np.ndarray, "4"]:
+        """What of it is in the picture, x0, y0, x1, y1 in pixels."""
+        return self.sides.clip(0, np.tile(self.size, 2))
+
+
+def _parsed(content: Mapping[str, Any], part: str, parse: Callable[[Any], T]) -> list[T]:
+    """The entries of a part of the file; ValueError naming one that cannot be read."""
+    parsed = []
+    for number, entry in enumerate(content.get(part, ())):
+        try:
+            parsed.append(parse(entry))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{part}[{number}]: {type(error).__name__}: {error}") from error
+    return parsed
+
+
+def _category(entry: Mapping[str, Any]) -> tuple[Any, str]:
+    if not isinstance(entry["name"], str) or not entry["name"].strip():
+        raise ValueError(f"its name must be a word, got {entry['name']!r}")
+    return entry["id"], entry["name"]
+
+
+def _image(entry: Mapping[str, Any]) -> tuple[Any, tuple[str, tuple[float, float]]]:
+    width, height = float(entry["width"]), float(entry["height"])
+    if not (0 < width < np.inf and 0 < height < np.inf):
+        raise ValueError(f"its width and height must be positive numbers, got {width:g} and {height:g}")
+    return entry["id"], (entry["file_name"], (width, height))
+
+
+def _box(
+    images: Mapping[Any, tuple[str, tuple[float, float]]], places: Mapping[Any, int], entry: Mapping[str, Any]
+) -> _Box | None:
+    """None for a crowd."""
+    if entry.get("iscrowd"):
+        return None
+    if entry["image_id"] not in images:
+        raise ValueError(f"image_id is {entry['image_id']!r}, and no image has that id")
+    if places and entry["category_id"] not in places:
+        raise ValueError(f"category_id is {entry['category_id']!r}, and no category has that id")
+    x, y, width, height = map(float, entry["bbox"])
+    label = places[entry["category_id"]] if places else 0
+    return _Box(*images[entry["image_id"]], np.array([x, y, x + width, y + height]), label)
+
+
+def _usable(file: Path, boxes: Sequence[_Box]) -> list[_Box]:
+    """The boxes that are at least a pixel of their pictures; a warning where some are not, ValueError where all are."""
+    kept = [box for box in boxes if (box.within[2:] - box.within[:2] >= 1).all()]
+    cut = sum(bool(np.abs(box.within - box.sides).max() > 1) for box in kept)
+    hint = "a bbox is x, y, width, height in pixels of the picture"
+    if boxes and not kept:
+        raise ValueError(f"{file}: none of {len(boxes)} boxes is at least a pixel of its picture; {hint}")
+    if len(kept) < len(boxes) or cut:
+        missed = len(boxes) - len(kept)
+        logger.warning(
+            "%s: of %d boxes %d are no part of their pictures and are left out, %d reach beyond them; %s",
+            file,
+            len(boxes),
+            missed,
+            cut,
+            hint,
+        )
+    return kept
+
+
+def _by_picture(boxes: Iterable[_Box]) -> dict[str, Regions]:
+    found: dict[str, list[_Box]] = defaultdict(list)
+    for box in boxes:
+        found[box.file].append(box)
     return {
-        name: Regions(np.array(listed, np.float32), np.array(labels[name], np.int32)) for name, listed in boxes.items()
+        name: Regions(
+            np.array([box.sides / np.tile(box.size, 2) for box in listed], np.float32),
+            np.array([box.label for box in listed], np.int32),
+        )
+        for name, listed in found.items()
     }
-
-
-def _fractions(bbox: Sequence[float], image: Mapping[str, Any]) -> list[float]:
-    x, y, width, height = bbox
-    return [
-        x / image["width"],
-        y / image["height"],
-        (x + width) / image["width"],
-        (y + height) / image["height"],
-    ]
 
 
 def _feature(features: Any, path: str, kind: type, setting: str) -> Any:

@@ -9,13 +9,14 @@ from jaxtyping import Array, Float, UInt8
 from spatial_clip_jax.fusion.core import Trunk, fuse, unit_length
 from spatial_clip_jax.fusion.plan import Plan, Scale, make_plan
 from spatial_clip_jax.fusion.segments import segment_fusion
-from spatial_clip_jax.models.checks import is_finite
+from spatial_clip_jax.models.checks import check_least_zero, check_positive, is_finite
 from spatial_clip_jax.models.spec import AnyVisionSpec
 from spatial_clip_jax.models.vision import preprocess
 
 Images = UInt8[Array, "b H W 3"]
 Maps = Float[Array, "b h w e"]
 Pixels = Float[Array, "b H W 3"]
+RULES = ("affinity", "overlap_add", "none")
 WINDOWS = "windows"  # the read-out by these settings as they are
 
 
@@ -44,6 +45,8 @@ class FusionSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.rule, str) or not isinstance(self.readout, str):
             raise ValueError(f"rule and readout must be names, got {self.rule!r} and {self.readout!r}")
+        if self.rule not in RULES:
+            raise ValueError(f"fusion rule {self.rule!r} is unknown; choose one of {', '.join(RULES)}")
         if self.rule == "none" and self.windows:
             raise ValueError(f"rule 'none' has no windows: give (), got {self.windows!r}")
         if (
@@ -52,12 +55,8 @@ class FusionSettings:
             or (not self.windows and self.rule != "none")
         ):
             raise ValueError(f"windows must be a tuple of pairs (side, stride), all positive, got {self.windows!r}")
-        for name in ("temperature", "sigma"):
-            if not is_finite(getattr(self, name)) or getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
-        for name in ("mix", "segment_mix"):
-            if not is_finite(getattr(self, name)) or getattr(self, name) < 0:
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
+        check_positive(self, "temperature", "sigma")
+        check_least_zero(self, "mix", "segment_mix")
         counts = self.segments
         if not isinstance(counts, tuple) or not all(type(count) is int and count > 1 for count in counts):
             raise ValueError(f"segments must be a tuple of whole numbers above 1, got {counts!r}")

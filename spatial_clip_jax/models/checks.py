@@ -63,6 +63,20 @@ def check_whole(spec: Any, name: str, low: int = 1, high: int = MAX_SIZE) -> Non
         raise ValueError(f"{owner}.{name} must be a whole number from {low} to {high}, got {value!r}.")
 
 
+def check_positive(spec: Any, *names: str) -> None:
+    """ValueError unless each field is a positive finite number."""
+    for name in names:
+        if not is_finite(getattr(spec, name)) or getattr(spec, name) <= 0:
+            raise ValueError(f"{name} must be a positive number, got {getattr(spec, name)!r}")
+
+
+def check_least_zero(spec: Any, *names: str) -> None:
+    """ValueError unless each field is a finite number of at least 0."""
+    for name in names:
+        if not is_finite(getattr(spec, name)) or getattr(spec, name) < 0:
+            raise ValueError(f"{name} must be a number of at least 0, got {getattr(spec, name)!r}")
+
+
 def check_channels(name: str, values: object) -> None:
     """ValueError unless these are three finite numbers."""
     if not isinstance(values, tuple) or len(values) != 3 or not all(map(is_finite, values)):

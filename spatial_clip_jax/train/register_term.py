@@ -21,6 +21,7 @@ from spatial_clip_jax.fusion.core import unit_length
 from spatial_clip_jax.fusion.encoders import Towers
 from spatial_clip_jax.fusion.ring import pad_ring, split_ring
 from spatial_clip_jax.fusion.roi import roi_align
+from spatial_clip_jax.models.checks import check_least_zero, check_positive, check_whole
 from spatial_clip_jax.models.params import Params, join_params
 from spatial_clip_jax.models.positions import Grid
 from spatial_clip_jax.models.spec import AdapterSpec
@@ -61,6 +62,13 @@ class Registers:
     correlation_weight: float = 0.4
     correlation_from: int = 0
     correlation_ring: int = 4
+
+    def __post_init__(self) -> None:
+        check_whole(self, "crops")
+        check_positive(self, "temperature")
+        check_least_zero(self, "uniformity", "absorption_weight", "correlation_weight", "correlation_from")
+        check_whole(self, "lazy_channels", low=0)
+        check_whole(self, "correlation_ring", low=0)
 
     def __call__(self, views: StepViews) -> tuple[Float[Array, ""], dict[str, Any]]:
         self._check(views.adapter.spec, len(views.tower.blocks))

@@ -22,6 +22,8 @@ def build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
         return kind(**values)
     except TypeError as error:
         raise ValueError(f"{where} is incomplete: {error}.") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _frozen(value: Any) -> Any:

@@ -1,11 +1,11 @@
 """The part of a config that the training loop reads, checked in one place."""
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import ml_collections
 
+from spatial_clip_jax.models.checks import check_least_zero, check_positive
 from spatial_clip_jax.train.sections import build
 
 
@@ -39,6 +39,10 @@ class OptimizerSettings:
     multipliers: tuple[Any, ...] | list[Any] = ()
     layer_decay: float = 1.0
     average: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "learning_rate", "eps")
+        check_least_zero(self, "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,3 @@ def _check_positive(settings: Settings) -> None:
             raise ValueError(f"config.{name} is {value}; it must be at least 1.")
     if not 0 <= settings.seed < 2**32:
         raise ValueError(f"config.seed is {settings.seed}; it must be between 0 and {2**32 - 1}.")
-    optimizer = settings.optimizer
-    if not 0 < optimizer.learning_rate < math.inf:
-        rate = optimizer.learning_rate
-        raise ValueError(f"config.optimizer.learning_rate is {rate}; it must be a positive number.")

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from spatial_clip_jax.data.views import enlarged, grid_boxes, random_boxes
+from spatial_clip_jax.data.views import MAX_CELLS, enlarged, grid_boxes, random_boxes
+from spatial_clip_jax.models.checks import check_least_zero, check_positive, check_whole
 from spatial_clip_jax.objectives.anchor_distillation import anchor_distillation
 from spatial_clip_jax.objectives.confidence import CONFIDENCES, agreement
 from spatial_clip_jax.objectives.fusion_distillation import fusion_distillation
@@ -35,11 +36,11 @@ BACKGROUNDS = ("none", "composed")
 
 
 def check_law(law: str, most: int) -> None:
-    """ValueError for an unknown law of `drawn_boxes`, or no boxes at all."""
+    """ValueError for an unknown law of `drawn_boxes`, or a number of boxes that it does not draw."""
     if law not in LAWS:
         raise ValueError(f"boxes are one of {', '.join(LAWS)}, got {law!r}")
-    if most < 1:
-        raise ValueError(f"max_boxes must be at least 1, got {most}")
+    if most < 1 or (law == "grid" and most > MAX_CELLS):
+        raise ValueError(f"max_boxes must be at least 1, of a grid at most {MAX_CELLS}, got {most}")
 
 
 def drawn_boxes(views: StepViews, law: str, most: int) -> Boxes:
@@ -69,6 +70,7 @@ class FusionDistillation:
     confidence: str = "none"
 
     def __post_init__(self) -> None:
+        check_least_zero(self, "centred_weight")
         if self.confidence not in CONFIDENCES:
             raise ValueError(f"tokens are weighted by one of {', '.join(CONFIDENCES)}, got {self.confidence!r}")
 
@@ -86,6 +88,10 @@ class AnchorDistillation:
     teacher: str = FUSION
     anchors: int = 256
     temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        check_whole(self, "anchors", low=2)
+        check_positive(self, "temperature")
 
     def __call__(self, views: StepViews) -> Parts:
         return anchor_distillation(
@@ -138,6 +144,8 @@ class SpatialCorrelation:
     roi_size: int = 7
 
     def __post_init__(self) -> None:
+        check_positive(self, "temperature", *(() if self.teacher_temperature is None else ("teacher_temperature",)))
+        check_whole(self, "roi_size")
         if self.regions != "picture":
             check_law(self.regions, self.max_boxes)
 
@@ -171,6 +179,9 @@ class Refinement:
     background: str = "none"
 
     def __post_init__(self) -> None:
+        check_whole(self, "crops")
+        check_positive(self, "temperature")
+        check_least_zero(self, "uniformity")
         if self.background not in BACKGROUNDS:
             raise ValueError(f"a crop's background is one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
 
@@ -210,6 +221,7 @@ class RegionText:
         check_law(self.boxes, self.max_boxes)
         if not isinstance(self.nouns, tuple) or not all(isinstance(noun, str) and noun.strip() for noun in self.nouns):
             raise ValueError(f"nouns must be a tuple of phrases, such as ('cat', 'dog'), got {self.nouns!r}")
+        check_whole(self, "classes")
         if self.labels not in LABELLERS:
             raise ValueError(f"labels are one of {', '.join(LABELLERS)}, got {self.labels!r}")
         if self.labels == GIVEN and (self.boxes != GIVEN or self.nouns):

@@ -17,7 +17,9 @@ from configs import adapt
 from configs.adapt.base import MODELS
 from configs.evaluate import ablations, recipes
 from launch.adaptation import check_stages, earlier_stage, nouns_of, read_teaching
+from launch.recipes import read_plan
 from launch.shapes import StageShapes, stage_shapes
+from launch.train import _adapted
 from launch.variations import read_variations
 from spatial_clip_jax.api import TINY, SpatialClip, load
 from spatial_clip_jax.data.sources import FolderSource
@@ -311,3 +313,24 @@ def test_all_that_a_shipped_comparison_trains_can_be_trained(comparison):
     tiny = load("tiny")
     for config in read_variations(comparison.get_config()).configs.values():
         check_stages(config, tiny)
+
+
+def test_no_steps_are_no_default():
+    assert recipe("clipself", "steps=0").steps == 0 != recipe("clipself").steps
+    for budget in ("steps=0", "steps=1", "batch_size=-1"):  # of one step the first of two stages has none
+        with pytest.raises(ValueError, match=r"the budget of recover, .* is none: config.* must be at least 1"):
+            read_plan(ablations.get_config(budget), Path())
+
+
+def test_what_only_the_tower_can_tell_is_refused_before_any_step(model):
+    config = fitted(recipe("unirefiner", "steps=2,batch_size=2"), 4)
+    stage_shapes(config, model.spec)[-1].check()
+    config.objectives.registers.attention_layers = (4,)
+    with pytest.raises(ValueError, match=r"config.objectives \['registers'\]: .*attention_layers=\(4,\).* are 0 to 3"):
+        stage_shapes(config, model.spec)[-1].check()
+
+
+def test_an_adapter_that_is_not_measured_is_used_at_the_size_it_was_trained_at(model, tmp_path):
+    config = small_config(recipe("clipself", "steps=1,batch_size=2"), write_pictures(tmp_path / "pictures", 2), 4)
+    adapted, _ = _adapted(config, model, tmp_path / "run", None)
+    assert adapted.settings.scale == config.scale == 2.0 != model.settings.scale

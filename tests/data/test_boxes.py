@@ -42,6 +42,10 @@ def coco(**changes: Any) -> dict[str, Any]:
     return dict(images=images, annotations=boxes, categories=named) | changes
 
 
+def annotated(bbox: list[Any], category: int = 90) -> dict[str, Any]:
+    return coco(annotations=[dict(image_id=7, bbox=bbox, category_id=category)])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("boxed")
@@ -156,10 +160,23 @@ def test_pictures_without_boxes_have_none(folder: Path, tmp_path: Path):
     [
         ("{", "is no JSON"),
         ("[]", "expected an object with 'images' and 'annotations'"),
-        (coco(images=[dict(id=7, file_name="in/0.png", width=0, height=9)]), "not in COCO's format: ZeroDivisionError"),
-        (coco(images=[]), "not in COCO's format: KeyError: 7"),
-        (coco(annotations=[dict(image_id=7, bbox=[1, 2, 3], category_id=90)]), "not in COCO's format: ValueError"),
-        (coco(annotations=[dict(image_id=7, bbox=[1, 2, 3, 4], category_id=5)]), "not in COCO's format: KeyError: 5"),
+        ("[" * 100_000, "is no JSON"),
+        (
+            coco(images=[dict(id=7, file_name="in/0.png", width=0, height=9)]),
+            r"not in COCO's format: images\[0\]: .*width and height must be positive numbers, got 0 and 9",
+        ),
+        (coco(images=[dict(id=7, width=9, height=9)]), r"images\[0\]: KeyError: 'file_name'"),
+        (coco(images=[]), r"annotations\[0\]: .*image_id is 7, and no image has that id"),
+        (annotated([1, 2, 3]), r"annotations\[0\]: ValueError"),
+        (annotated([1, 2, 3, None]), r"annotations\[0\]: TypeError"),
+        (annotated([1, 2, 3, 4], 5), r"annotations\[0\]: .*category_id is 5, and no category has that id"),
+        (coco(categories=[dict(id=90, name=3)]), r"categories\[0\]: .*its name must be a word, got 3"),
+        (coco(categories=[dict(id=90, name=" ")]), r"categories\[0\]: .*its name must be a word, got ' '"),
+        (annotated([0.1, 0.2, 0.3, 0.4]), "none of 1 boxes is at least a pixel of its picture; a bbox is x, y, width"),
+        (annotated([70, 5, 9, 9]), "none of 1 boxes"),
+        (annotated([5, 5, -3, 9]), "none of 1 boxes"),
+        (annotated([float("nan"), 5, 9, 9]), "none of 1 boxes"),
+        (annotated([5, 5, float("inf"), float("nan")]), "none of 1 boxes"),
         (
             coco(annotations=[]),
             "has boxes for none of the pictures: it names no picture with boxes, expected 'in/0.png'",
@@ -171,6 +188,18 @@ def test_faults_of_a_file_are_named(folder: Path, tmp_path: Path, content: Any, 
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=says):
         open_source(dict(kind="folder", path=folder, boxes=str(file)))
+
+
+def test_boxes_that_are_left_out_or_cut_are_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = tmp_path / "boxes.json"
+    beyond = [dict(image_id=7, bbox=bbox, category_id=90) for bbox in ([50, 5, 30, 20], [90, 5, 9, 9], [0, 0, 0.5, 9])]
+    file.write_text(json.dumps(coco(annotations=coco()["annotations"] + beyond)))
+    source = open_source(dict(kind="folder", path=folder, boxes=str(file)))
+    assert "of 7 boxes 2 are no part of their pictures and are left out, 1 reach beyond them" in caplog.text
+    assert source.annotations is not None and len(source.annotations.of({"name": "in/0.png"}).boxes) == 3
+    caplog.clear()
+    open_source(dict(kind="folder", path=folder, boxes=str(folder / "boxes.json")))
+    assert "boxes" not in caplog.text
 
 
 def test_what_is_not_there_is_named(folder: Path, dataset: Path):

@@ -1,13 +1,15 @@
 """Steps compiled from shapes alone, here for the CPU; a TPU's compiler is in no extra of this project."""
 
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from configs.adapt import recover
-from launch.compile_for import _devices, _spec, compile_stage
+from configs.evaluate import scenes
+from launch.compile_for import _devices, _spec, compile_stage, main
 from launch.shapes import stage_shapes
 from tests.configs.small_clip import fitted, small_clip
 
@@ -41,5 +43,9 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
 def test_what_is_not_known_is_refused_in_one_line():
     with pytest.raises(ValueError, match="no geometry is called 'clip'; give --geometry, one of tiny, "):
         _spec("clip")
-    with pytest.raises(ValueError, match="--topology=nowhere: .*needs `pip install libtpu`"):
+    with pytest.raises(ValueError, match="pip install libtpu|--topology=nowhere: .*it is like v5e:4x4"):
         _devices("nowhere")
+    with pytest.raises(ValueError, match="--topology is empty"):
+        _devices("")
+    with pytest.raises(ValueError, match="this config trains nothing"):
+        main(scenes.get_config(), Path())
