@@ -56,8 +56,8 @@ def trained(config: ConfigDict, run: Path, teachers: Path) -> SpatialClip:
     settings is removed first.
 
     Runs of one teacher share its maps below `teachers`. `trained.json` holds the summary and the seconds it took: of
-    all; of all stages' loops at their median speed, which leaves out compiling and computing kept teacher maps; and of
-    all those maps, whichever run computed them.
+    all; of all stages' loops at their median speed, which leaves out compiling and, of pictures seen three times or
+    more, computing kept teacher maps; and of all those maps, whichever run computed them.
     """
     of = trained_settings(config)
     if read_kept(run / STARTED, of) is None:

@@ -182,7 +182,8 @@ def _summary(comparison: Comparison) -> str:
     return (
         f"{budget.steps} steps of {budget.batch_size} pictures of the world {budget.world}; mean and half the range "
         f"over seeds {seeds}. Bold: the highest mean, and those within its spread. {TRAINING}: of the training loop at "
-        "its median speed, without compiling and without computing teacher maps that are kept. "
+        "its median speed, which leaves out compiling and, where pictures are seen three times or more, computing "
+        "teacher maps that are kept. "
         f"{TEACHER_SECONDS}: of computing those maps, of all pictures. inference_ratio_bN: "
         "time of a dense map of N pictures over that of the plain tower's one pass."
     )
