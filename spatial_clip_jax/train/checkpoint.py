@@ -182,6 +182,11 @@ def _reading() -> Iterator[None]:
         raise Damaged(_reason(error)) from error
 
 
+def _is_of_another(record: logging.LogRecord) -> bool:
+    """Whether asyncio's line is of anything but arrays of a damaged checkpoint that Orbax reads on."""
+    return "async_deserialize" not in record.getMessage()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the tracebacks that Orbax prints for every array of a damaged checkpoint: it reads on unawaited."""
@@ -195,6 +200,8 @@ def _quiet() -> Iterator[None]:
             yield
             gc.collect()  # Here, since tasks complain when they are collected.
     finally:
+        # Some end only later: for good, since nobody can tell when.
+        logging.getLogger("asyncio").addFilter(_is_of_another)
         sys.unraisablehook = hook
         for chatty, level in zip(loggers, levels, strict=True):
             chatty.setLevel(level)
