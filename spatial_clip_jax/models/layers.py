@@ -49,8 +49,11 @@ def attention(
     if resolved == "cudnn":
         mask, bias = (None if x is None else x.reshape(-1, 1, *x.shape[-2:]) for x in (mask, bias))
         return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="cudnn")
-    weights = attention_weights(q, k, mask, bias).astype(v.dtype)
-    return jnp.matmul(weights, v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+    logits = _logits(q, k, mask, bias)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    # Divided by their sum only now: there are fewer channels a head than tokens, and XLA fuses nothing into a product.
+    mixed = product(weights.astype(v.dtype), v.transpose(0, 2, 1, 3)) / weights.sum(-1, keepdims=True)
+    return mixed.astype(v.dtype).transpose(0, 2, 1, 3)
 
 
 def attention_weights(
@@ -60,15 +63,24 @@ def attention_weights(
     bias: Float[Array, "t s"] | None = None,
 ) -> Float[Array, "b h t s"]:
     """softmax(q k^T / sqrt(c) + bias) per head, fp32; `mask` as in `attention`."""
+    return jax.nn.softmax(_logits(q, k, mask, bias), axis=-1)
+
+
+def _logits(
+    q: Float[Array, "b t h c"],
+    k: Float[Array, "b s h c"],
+    mask: Bool[Array, "*r t s"] | None,
+    bias: Float[Array, "t s"] | None,
+) -> Float[Array, "b h t s"]:
+    """q k^T / sqrt(c) + bias per head, fp32, the least number where a query may not look."""
     mask, bias = (None if x is None else x.reshape(-1, 1, *x.shape[-2:]) for x in (mask, bias))
-    # Heads lead the matrix products: XLA's CPU backend is several times slower on the interleaved layout.
-    q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
-    logits = jnp.matmul(q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    # Heads lead the matrix products: XLA's CPU backend is several times slower on the interleaved layout. The queries
+    # are scaled, not the logits, which are more.
+    q, k = (q / math.sqrt(q.shape[-1])).transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1)
+    logits = jnp.matmul(q, k, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    return jax.nn.softmax(logits, axis=-1)
+    return logits if mask is None else jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
 
 
 def activate(x: Float[Array, "*n"], activation: str) -> Float[Array, "*n"]:
@@ -102,7 +114,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
         """x kernel + bias over the last axis."""
         y = matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return (y if self.bias is None else y + self.bias[...].astype(y.dtype)).astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -122,8 +134,21 @@ class LayerNorm(nnx.Module):
 
 
 def matmul(x: Float[Array, "*n d"], kernel: Float[Array, "d e"]) -> Float[Array, "*n e"]:
-    """x kernel over the last axis. Leading axes are merged: XLA's gradient is twice as fast so on a CPU."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    """x kernel over the last axis, in the type of `product`; leading axes are merged: XLA's gradient is twice as fast so
+    on a CPU.
+    """
+    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def product(left: Float[Array, "*r m k"], right: Float[Array, "*r k n"]) -> Float[Array, "*r m n"]:
+    """The matrix product, accumulated in fp32; half precision gives fp32 except on a GPU, whose kernels round it
+    themselves.
+
+    XLA's CPU backend has kernels for half precision (AVX-512 BF16, AMX) for results in fp32 alone; for others it
+    computes in fp32 at half the speed.
+    """
+    wide = jnp.float32 if jax.default_backend() != "gpu" else None
+    return jnp.matmul(left, right, preferred_element_type=wide)
 
 
 def unit_vectors(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:

@@ -28,7 +28,7 @@ class Convolution(nnx.Module):
         kernel, side = self.kernel[...].astype(self.dtype), self.kernel.shape[0]
         x = x.astype(self.dtype)
         if side == 1:
-            return matmul(x, kernel[0, 0])
+            return matmul(x, kernel[0, 0]).astype(x.dtype)
         padding = [(side // 2, side // 2)] * 2
         return jax.lax.conv_general_dilated(
             x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")

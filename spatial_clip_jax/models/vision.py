@@ -62,7 +62,7 @@ class PatchEmbedding(nnx.Module):
         patches = pixels.astype(self.dtype).reshape(b, rows, p, columns, p, 3).transpose(0, 1, 3, 2, 4, 5)
         kernel = self.kernel[...].astype(self.dtype).reshape(-1, width)
         tokens = matmul(patches.reshape(b, rows * columns, -1), kernel)
-        return tokens if self.bias is None else tokens + self.bias[...].astype(self.dtype)
+        return (tokens if self.bias is None else tokens + self.bias[...].astype(tokens.dtype)).astype(self.dtype)
 
 
 class VisionTower(nnx.Module):
