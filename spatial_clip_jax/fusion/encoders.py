@@ -12,14 +12,17 @@ import jax
 from jaxtyping import Array, Float, Int, UInt8
 
 from spatial_clip_jax.fusion.core import Trunk, unit_length
+from spatial_clip_jax.fusion.layout import Layout, Views
+from spatial_clip_jax.fusion.pyramid import Pyramid
 from spatial_clip_jax.fusion.ring import pad_ring, split_ring
 from spatial_clip_jax.fusion.settings import FusionSettings, fused_map
+from spatial_clip_jax.fusion.slide import Reader, slide
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.params import Params, join_params
-from spatial_clip_jax.models.readout import dense_map, readouts_of
+from spatial_clip_jax.models.readout import check_context, context_map, dense_map, readouts_of
 from spatial_clip_jax.models.resnet import ResNetTower
 from spatial_clip_jax.models.spec import AnyVisionSpec, ResNetSpec
-from spatial_clip_jax.models.vision import VisionTower, preprocess
+from spatial_clip_jax.models.vision import VisionTower, normalise, preprocess
 
 Images = UInt8[Array, "b H W 3"]
 Pixels = Float[Array, "b H W 3"]
@@ -89,6 +92,49 @@ def fused_maps(towers: Towers, params: Params, images: Images, settings: FusionS
     read = towers.reader(vision, params, settings.readout)
     trunk = Trunk(lambda pixels: unit_length(vision(pixels).embedding), read)
     return fused_map(trunk, images, towers.spec, settings)
+
+
+@functools.partial(jax.jit, static_argnames=("towers", "layout", "pyramid", "spread"))
+def slid_maps(
+    towers: Towers,
+    params: Params,
+    views: Views,
+    shares: Float[Array, " s"],
+    layout: Layout,
+    pyramid: Pyramid,
+    spread: str | None = None,
+) -> Maps:
+    """Dense maps of pictures at several sizes, fused from sliding windows, see `slide.slide`.
+
+    spread: over the axis "data" of the mesh that is set, "pictures" or "windows"; the layout is then of one device, and
+    there is a number of windows for each in `views.count`. None for one device.
+    """
+    reader = _window_reader(towers, params, pyramid)
+    over = "data" if spread == "windows" else None
+
+    def run(views: Views, shares: Array) -> Array:
+        return slide(reader, views, layout, shares, pyramid.finest, confidence=pyramid.confidence, over=over)
+
+    if spread is None:
+        return run(views, shares)
+    split = jax.P("data")
+    pictures = split if spread == "pictures" else jax.P()
+    given = Views(pictures, pictures, pictures, split, split)
+    return jax.shard_map(run, in_specs=(given, jax.P()), out_specs=pictures, check_vma=False)(views, shares)
+
+
+def _window_reader(towers: Towers, params: Params, pyramid: Pyramid) -> Reader:
+    vision = join_params(towers.vision, params["vision"])
+    normalised = functools.partial(normalise, spec=towers.spec)
+    if not pyramid.context:
+        return Reader(towers.reader(vision, params, pyramid.readout), normalised)
+    towers.check(pyramid.readout)
+    check_context(towers.spec, pyramid.readout)
+
+    def read(pixels: Pixels, context: Array) -> Maps:
+        return context_map(vision, vision(pixels), pyramid.readout, context)
+
+    return Reader(read, normalised, lambda pixels: vision(pixels).hidden[-2])
 
 
 @functools.partial(jax.jit, static_argnames=("definition",))

@@ -4,11 +4,14 @@ The same formula serves NumPy (float64, static views) and JAX (boxes known only 
 written with operators and methods that both kinds of array have.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
@@ -57,3 +60,36 @@ def axis_weights(
     weights = weights * ((cell > start) & (cell < stop))[..., None, :]
     weights = weights / weights.sum(-1, keepdims=True)
     return weights * ((centre > first) & (centre < last))[..., None]
+
+
+def banded_resize(
+    pixels: Array, axis: int, length: Float[Array, ""], new: Float[Array, ""], out: int, block: int, shrink: float
+) -> Float[Array, "..."]:
+    """Resize an axis (cubic, antialiased) whose lengths before and after are known only at run time.
+
+    A block of neighbouring results reads a band of neighbouring cells, so that the arithmetic grows with the axis and
+    not with its square.
+
+    Args:
+      pixels: (H, W, c), of which the first `length` cells of `axis` (0 or 1) are resized.
+      axis: which.
+      length, new: cells before and after.
+      out: static length of the result, of which the first `new` cells are filled, the others mean nothing.
+      block: results that share a band; divides `out`.
+      shrink: the most that `length / new` may be; static.
+
+    Returns:
+      (out, W, c) or (H, out, c) in fp32.
+    """
+    band = min(pixels.shape[axis], math.ceil((block + 4) * max(shrink, 1.0)) + 4)
+    step = length / new
+    radius = 2.0 * jnp.maximum(step, 1.0)
+    centre = ((jnp.arange(out) + 0.5) * step).clip(0.0, length).reshape(-1, block)
+    first = jnp.floor(centre[:, 0] - radius).clip(0, pixels.shape[axis] - band).astype(jnp.int32)
+    cell = first[:, None] + jnp.arange(band) + 0.5
+    weights = cubic((cell[:, None] - centre[..., None]) / jnp.maximum(step, 1.0)) * (cell < length)[:, None]
+    weights = weights / weights.sum(-1, keepdims=True)
+    bands = jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(pixels, start, band, axis))(first)
+    subscripts = "tkb,tbwc->tkwc" if axis == 0 else "tkb,thbc->htkc"
+    resized = jnp.einsum(subscripts, weights, bands.astype(jnp.float32), precision="highest")
+    return resized.reshape(*(out if at == axis else side for at, side in enumerate(pixels.shape)))

@@ -134,9 +134,7 @@ class LayerNorm(nnx.Module):
 
 
 def matmul(x: Float[Array, "*n d"], kernel: Float[Array, "d e"]) -> Float[Array, "*n e"]:
-    """x kernel over the last axis, in the type of `product`; leading axes are merged: XLA's gradient is twice as fast so
-    on a CPU.
-    """
+    """x kernel over the last axis. Leading axes are merged: XLA's gradient is twice as fast so on a CPU."""
     return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spatial_clip_jax.models.deep_readout import clip_surgery, gem, resclip
@@ -30,6 +31,8 @@ READOUTS: dict[str, Readout] = {
 }
 
 
+# Those of the last block that attend, to whatever tokens there are.
+ATTENDING = ("plain", "sclip", "clearclip", "cliptrase")
 # A ResNet has no last transformer block: its attention pool's values are read, as MaskCLIP reads it.
 RESNET_READOUTS = ("value",)
 
@@ -48,6 +51,28 @@ def dense_map(tower: VisionTower | ResNetTower, output: VisionOutput, readout: s
     if readout not in READOUTS:
         raise ValueError(f"Unknown read-out {readout!r}. Valid names: {', '.join(READOUTS)}.")
     return unit_map(READOUTS[readout](tower, output), output.grid)
+
+
+def context_map(
+    tower: VisionTower, output: VisionOutput, readout: str, context: Float[Array, "b t d"]
+) -> Float[Array, "b h w e"]:
+    """Dense map of windows whose tokens see, in the last block, those of `context` beside their own.
+
+    context: `hidden[-2]` of other pictures, one for each window. ValueError for what `check_context` refuses.
+    """
+    check_context(tower.spec, readout)
+    count = output.hidden[-2].shape[1]
+    both = jnp.concatenate([output.hidden[-2], context], axis=1)
+    tokens = LAST_BLOCKS[readout](tower.blocks[-1], both, output.grid)[:, :count]
+    return unit_map(tower.to_text_space(tower.patches(tokens), tower.post_norm), output.grid)
+
+
+def check_context(spec: AnyVisionSpec, readout: str) -> None:
+    """ValueError unless windows of such a tower, read so, can see the tokens of other pictures."""
+    if readout not in ATTENDING:
+        raise ValueError(f"read-out {readout!r} has no context beside a window's own; use {', '.join(ATTENDING)}")
+    if isinstance(spec, ResNetSpec) or spec.block.rotary != "none":
+        raise ValueError("context needs a ViT whose positions are learned: rotary ones belong to one grid of patches")
 
 
 def unit_map(patches: Float[Array, "b n e"], grid: Grid) -> Float[Array, "b h w e"]:

@@ -44,7 +44,12 @@ class VisionOutput:
 
 def preprocess(images: UInt8[Array, "b height width 3"], spec: AnyVisionSpec) -> Float[Array, "b height width 3"]:
     """Normalised fp32 pixels of uint8 pictures, as the checkpoint expects them; no resize."""
-    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(spec.mean)) / jnp.asarray(spec.std)
+    return normalise(images.astype(jnp.float32), spec)
+
+
+def normalise(pixels: Float[Array, "*b height width 3"], spec: AnyVisionSpec) -> Float[Array, "*b height width 3"]:
+    """Pixels in [0, 255], such as resizing gives, as the checkpoint expects them."""
+    return (pixels / 255.0 - jnp.asarray(spec.mean)) / jnp.asarray(spec.std)
 
 
 class PatchEmbedding(nnx.Module):
