@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from spatial_clip_jax.api import SpatialClip, adapter_definition
 from spatial_clip_jax.data.scenes.load import prepare
 from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.data.sources import Source, open_source
@@ -25,6 +24,7 @@ from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.clip import similarity_scale
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec
+from spatial_clip_jax.spatial_clip import SpatialClip, adapter_definition
 from spatial_clip_jax.train.adaptation import adaptation_loss
 from spatial_clip_jax.train.distributed import main_first
 from spatial_clip_jax.train.optimizer import make_optimizer

@@ -1,48 +1,22 @@
-"""`load` a CLIP, then ask it where things are: `SpatialClip` and its tasks."""
+"""`load` a CLIP; `SpatialClip`, which it gives, is then asked where things are."""
 
 import contextlib
-import copy
-from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jax.typing import DTypeLike
 
 from spatial_clip_jax.convert import hub
-from spatial_clip_jax.convert.card import Card, Origin, Training, read_origin, read_training
-from spatial_clip_jax.convert.export import SETTINGS_FILE, SavedAdapter, save_clip
+from spatial_clip_jax.convert.card import read_origin, read_training
+from spatial_clip_jax.convert.export import SETTINGS_FILE
 from spatial_clip_jax.convert.load import read_adapter, read_stored
-from spatial_clip_jax.convert.source import Form, naming, read_json
-from spatial_clip_jax.data.pictures import Picture, Pixels, decoded, pixels_of
-from spatial_clip_jax.data.resize import affordable, native_view, resized, scaled_size, stacked, whole_patches
-from spatial_clip_jax.data.tokenizer import check_tokenizer, encode, load_tokenizer
+from spatial_clip_jax.convert.source import naming, read_json
 from spatial_clip_jax.evaluate.benchmark import Settings
-from spatial_clip_jax.evaluate.prompts import embed_phrases
-from spatial_clip_jax.fusion import encoders
-from spatial_clip_jax.fusion.encoders import ADAPTER, Towers
-from spatial_clip_jax.fusion.settings import WINDOWS, FusionSettings, average_maps
-from spatial_clip_jax.models.adapter import SpatialAdapter, materialised, merge
-from spatial_clip_jax.models.clip import similarity_scale, vision_tower
 from spatial_clip_jax.models.geometries import named_spec
-from spatial_clip_jax.models.params import Params, abstract_params, init_module, join_params, split_params
-from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, is_finite
-from spatial_clip_jax.models.text import TextTower
-from spatial_clip_jax.models.vision import VisionTower
-from spatial_clip_jax.tasks.classify import classify
-from spatial_clip_jax.tasks.ground import ground
-from spatial_clip_jax.tasks.heatmap import GENERIC_PHRASES, similarity
-from spatial_clip_jax.tasks.localize import Localization, localize
-from spatial_clip_jax.tasks.phrases import checked_phrases, checked_texts, items
-from spatial_clip_jax.tasks.relate import Relation, canonical, relate
-from spatial_clip_jax.tasks.segment import Segmentation, segment
+from spatial_clip_jax.models.spec import ClipSpec
+from spatial_clip_jax.spatial_clip import SpatialClip
 
+__all__ = ["TINY", "SpatialClip", "load", "located"]
 TINY = Path(__file__).parent / "assets" / "tiny_clip"
-# The read-out where no adapter is loaded: the best published one that needs no training, by its own authors' tables.
-TRAINING_FREE = "clearclip"
-MAX_SCALE = 100.0  # of the input: even a native view of one patch has more than resize.MAX_TOKENS there
 
 
 def load(
@@ -51,7 +25,8 @@ def load(
     *,
     spec: ClipSpec | str | None = None,
     tokenizer: str | Path | None = None,
-) -> "SpatialClip":
+    dtype: DTypeLike = "float32",
+) -> SpatialClip:
     """A CLIP ready to be asked.
 
     source: "tiny", the bundled model; a local folder (Hugging Face's, open_clip's, `spatial-clip convert`'s); a file of
@@ -60,6 +35,8 @@ def load(
     adapter: a trained adapter: a workdir of `launch.train`, or a folder written by `save_pretrained`.
     spec: the geometry, or its name in `models.geometries.GEOMETRIES`, for a file, which does not say it.
     tokenizer: a tokenizer.json, by default the one beside the weights; without any, texts cannot be asked about.
+    dtype: what pictures are computed in, "float32" or "bfloat16"; norms, softmax and what follows the tower stay in
+    fp32, and so do weights and texts.
 
     FileNotFoundError if a folder or file is missing; ValueError, naming every fault, if weights do not fit.
     """
@@ -67,7 +44,7 @@ def load(
     if not isinstance(spec, ClipSpec | str | None):
         raise ValueError(f"spec must be a ClipSpec, the name of one or None, got {spec!r}")
     found, params, beside, form = read_stored(path, named_spec(spec) if isinstance(spec, str) else spec)
-    model = SpatialClip(found, params, beside if tokenizer is None else _path(tokenizer, "tokenizer"))
+    model = SpatialClip(found, params, beside if tokenizer is None else _path(tokenizer, "tokenizer"), dtype)
     model.form = form
     model.origin = read_origin(path if path.is_dir() else path.parent, path.resolve().name)
     return model if adapter is None else _with_adapter(model, _path(adapter, "adapter"))
@@ -93,7 +70,7 @@ def _path(given: str | Path, name: str) -> Path:
     return Path(given)
 
 
-def _with_adapter(model: "SpatialClip", folder: Path) -> "SpatialClip":
+def _with_adapter(model: SpatialClip, folder: Path) -> SpatialClip:
     found = [place for place in (folder, folder / "export") if (place / "adapter.json").is_file()]
     if not found:
         raise FileNotFoundError(f"no adapter in {folder}: expected adapter.json there or in its export/ folder")
@@ -102,242 +79,3 @@ def _with_adapter(model: "SpatialClip", folder: Path) -> "SpatialClip":
     with naming(file):
         settings = Settings(**fields)
     return model.with_adapter(*read_adapter(found[0], model.spec), settings, read_training(found[0]))
-
-
-class SpatialClip:
-    """A CLIP that also says where.
-
-    Pictures are (H, W, 3) uint8 arrays, PIL images or paths, of any size and aspect; where several are taken they must
-    share one size. `readout` is the one used where none is named: the adapter's if one is loaded. `settings` are the
-    input scale and thresholds of the tasks (chosen on validation pictures when an adapter is trained). Embeddings and
-    dense maps stay on the device; what the tasks give is NumPy.
-    """
-
-    def __init__(self, spec: ClipSpec, params: Params, tokenizer_file: Path | None):
-        self.spec = spec
-        self.tokenizer = load_tokenizer(tokenizer_file) if tokenizer_file else None
-        # Its bytes, so that saving needs no file that may be gone by then.
-        self.tokenizer_json = tokenizer_file.read_bytes() if tokenizer_file else None
-        if self.tokenizer is not None:
-            check_tokenizer(self.tokenizer, spec.text_tower, str(tokenizer_file))
-        self.settings = Settings()
-        self.form = Form()  # how the weights were stored, for saving them likewise
-        # What an exported folder's card says of where the weights are from.
-        self.origin = Origin("unnamed")
-        self.training: Training | None = None
-        self.adapter_spec: AdapterSpec | None = None
-        self.clip_params: Params = jax.device_put(params)
-        self.params: Params = {"vision": self.clip_params["vision"]}
-        self.towers = Towers(spec.vision, _vision_definition(spec))
-        self.readout = _training_free(self.towers)
-        self._text = None if spec.text is None else _text_definition(spec)
-
-    def with_adapter(
-        self, spec: AdapterSpec, params: Params, settings: Settings | None = None, training: Training | None = None
-    ) -> "SpatialClip":
-        """The same CLIP with an adapter beside it; classification stays what it is. training: for its card."""
-        model = copy.copy(self)
-        model.adapter_spec, model.settings, model.readout = spec, settings or self.settings, ADAPTER
-        model.training = training
-        model.params = {**self.params, "adapter": jax.device_put(params)}
-        model.towers = Towers(self.spec.vision, self.towers.vision, adapter_definition(spec, self.spec))
-        return model
-
-    def without_adapter(self) -> "SpatialClip":
-        """The same CLIP as it was loaded."""
-        model = copy.copy(self)
-        model.adapter_spec, model.settings, model.readout = None, Settings(), _training_free(self.towers)
-        model.training = None
-        model.params = {"vision": self.params["vision"]}
-        model.towers = Towers(self.spec.vision, self.towers.vision)
-        return model
-
-    def new_adapter(self, spec: AdapterSpec, seed: int) -> tuple[Towers, Params]:
-        """An untrained adapter for this CLIP: the static half of both towers, and the adapter's parameters."""
-        tower = join_params(self.towers.vision, self.params["vision"])
-        definition, params = split_params(init_module(lambda rngs: SpatialAdapter(spec, tower, rngs=rngs), seed))
-        return Towers(self.spec.vision, self.towers.vision, definition), params
-
-    def encode_text(self, texts: Sequence[str]) -> Float[Array, "k e"]:
-        """Text embeddings of unit length, of the texts as they are."""
-        texts, text = checked_texts(texts), self.spec.text_tower
-        if self.tokenizer is None:
-            raise ValueError("this checkpoint came without tokenizer.json: give one to load(..., tokenizer=FILE)")
-        ids = encode(self.tokenizer, texts, text)
-        # Filled up to a power of two, so that a new number of phrases seldom means a new compilation.
-        padded = np.concatenate([ids, np.repeat(ids[:1], _power_of_two(len(ids)) - len(ids), axis=0)])
-        return encoders.embed_texts(self._text, self.clip_params["text"], padded)[: len(ids)]
-
-    def encode_image(self, images: Picture | Sequence[Picture], resolution: str = "native") -> Float[Array, "b e"]:
-        """Global embeddings of unit length.
-
-        resolution: "native", the checkpoint's own preprocessing (CLIP: short side to the native size, centre square);
-        or "keep", the picture's own size cut down to whole patches, with the position table resized.
-        """
-        pictures, vision = decoded(images), self.spec.vision
-        if resolution == "native":
-            views = stacked([native_view(picture, vision) for picture in pictures], "encode_image")
-        elif resolution == "keep":
-            sizes = [whole_patches(p.shape[:2], vision.patch_size) for p in pictures]
-            views = self._resized(pictures, sizes, "encode_image")
-        else:
-            raise ValueError(f"resolution must be 'native' or 'keep', got {resolution!r}")
-        return encoders.embed_images(self.towers, self.params, views)
-
-    def dense(
-        self,
-        images: Picture | Sequence[Picture],
-        readout: str | None = None,
-        scales: Sequence[float] = (1.0,),
-        fusion: FusionSettings | None = None,
-    ) -> Float[Array, "b h w e"]:
-        """Dense maps of unit length in text space.
-
-        readout: "adapter", "windows" (of the frozen tower, fused by FusionSettings as they are, in many passes) or a
-        training-free one of one pass (`self.towers.readouts`); by default the adapter's if one is loaded.
-        scales: input sizes, as multiples of the native one for the short side (aspect kept, whole patches); several are
-        averaged on the finest grid. fusion: windows as well, by these settings, which name their own read-out, so that
-        none can be given beside them.
-        """
-        if readout == WINDOWS and fusion is None:
-            readout, fusion = None, FusionSettings()
-        name = self._readout(readout, fusion)
-        pictures = decoded(images)
-        views = [self._views(pictures, scale) for scale in _scales(scales)]
-        if fusion is not None:
-            return average_maps([encoders.fused_maps(self.towers, self.params, view, fusion) for view in views])
-        return average_maps([encoders.dense_maps(self.towers, self.params, view, name) for view in views])
-
-    def localize(self, image: Picture, phrases: Sequence[str]) -> list[Localization]:
-        """Where each phrase is: point, boxes and heatmap, in the picture's own pixels."""
-        fit, size = self._similarity(image, phrases)
-        return localize(fit, size, self.settings.box_threshold)
-
-    def segment(self, image: Picture, phrases: Sequence[str], background: bool = True) -> Segmentation:
-        """Which pixels belong to which phrase, -1 for the background."""
-        fit, size = self._similarity(image, phrases)
-        return segment(fit, size, background, threshold=self.settings.segment_threshold)
-
-    def relate(self, image: Picture, first: str, relation: str, second: str) -> Relation:
-        """How probable it is that `first` stands in `relation` to `second` ("left of", "above", "inside", ...)."""
-        canonical(relation)  # an unknown relation fails before the towers run
-        places = self.localize(image, [first, second])
-        return relate(places[0], places[1], relation)
-
-    def ground(self, image: Picture, phrase: str) -> Localization:
-        """Where the thing named by another is: "the green door of the white house"."""
-        (phrase,), pixels = checked_phrases([phrase]), pixels_of(image)
-        dense = self.dense(pixels, scales=(self.settings.scale,))[0]
-        threshold = self.settings.box_threshold
-        return ground(phrase, dense, pixels.shape[:2], self._phrases, generic=self._generic(), threshold=threshold)
-
-    def classify(self, images: Picture | Sequence[Picture], texts: Sequence[str]) -> Float[np.ndarray, "b k"]:
-        """Probability of each text for each picture, by the global embedding: the original CLIP's, adapter or not.
-
-        Of a SigLIP each by itself (a sigmoid), as it was trained; of others, among the texts (a softmax).
-        """
-        embeddings = self.encode_text(checked_phrases(texts))
-        scale, bias = similarity_scale(self.clip_params), self.clip_params.get("logit_bias")
-        return classify(self.encode_image(images), embeddings, scale, None if bias is None else float(bias))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """A Hugging Face folder for `transformers.CLIPModel.from_pretrained`, with adapter, PyTorch twin and card.
-
-        A README.md is overwritten only if it is one of our cards.
-        """
-        adapter = None
-        if self.adapter_spec:
-            adapter = SavedAdapter(*materialised(*self._modules()), asdict(self.settings))
-        self._save(folder, self.clip_params, self._card(), adapter)
-
-    def save_merged(self, folder: str | Path, alpha: float) -> None:
-        """A plain Hugging Face folder whose tower is alpha * adapter + (1 - alpha) * original in its last blocks.
-
-        For detectors and segmenters that take a CLIP and nothing beside it; classification changes with the weights.
-        ValueError without a "copy" or "lora" adapter, or for an `alpha` outside [0, 1].
-        """
-        if self.adapter_spec is None:
-            raise ValueError("there is no adapter to merge: load(..., adapter=FOLDER)")
-        vision = merge(*self._modules(), alpha)
-        card = replace(self._card(), adapter=None, merged=alpha)
-        self._save(folder, {**self.clip_params, "vision": vision}, card)
-
-    def _modules(self) -> tuple[VisionTower, SpatialAdapter]:
-        """The tower and the adapter beside it."""
-        tower = join_params(self.towers.vision, self.params["vision"])
-        return tower, join_params(self.towers.adapter, self.params["adapter"])
-
-    def _save(self, folder: str | Path, params: Params, card: Card, adapter: SavedAdapter | None = None) -> None:
-        save_clip(folder, self.spec, params, self.tokenizer_json, adapter=adapter, card=card, form=self.form)
-
-    def _card(self) -> Card:
-        texts = self.tokenizer is not None
-        return Card(self.spec, self.origin, self.adapter_spec, self.training, texts=texts)
-
-    def _readout(self, readout: str | None, fusion: FusionSettings | None) -> str:
-        """The read-out's name; ValueError for an unknown one or one beside `fusion`, which names its own."""
-        if fusion is not None and (readout is not None or not isinstance(fusion, FusionSettings)):
-            raise ValueError(
-                f"fusion must be FusionSettings, given without readout=, got {fusion!r} and readout={readout!r}"
-            )
-        name = fusion.readout if fusion else self.readout if readout is None else readout
-        try:
-            self.towers.check(name)
-        except ValueError as error:
-            raise ValueError(f"{error}; or, of many passes, {WINDOWS!r}") from None
-        return name
-
-    def _views(self, pictures: Sequence[Pixels], scale: float) -> UInt8[np.ndarray, "b h w 3"]:
-        vision = self.spec.vision
-        sizes = [scaled_size(p.shape[:2], scale * vision.image_size, vision.patch_size) for p in pictures]
-        return self._resized(pictures, sizes, "dense")
-
-    def _resized(
-        self, pictures: Sequence[Pixels], sizes: Sequence[tuple[int, int]], what: str
-    ) -> UInt8[np.ndarray, "b h w 3"]:
-        patch = self.spec.vision.patch_size
-        return stacked([resized(p, affordable(size, patch)) for p, size in zip(pictures, sizes, strict=True)], what)
-
-    def _similarity(self, image: Picture, phrases: Sequence[str]) -> tuple[Float[np.ndarray, "k h w"], tuple[int, int]]:
-        texts, pixels = checked_phrases(phrases), pixels_of(image)
-        dense = self.dense(pixels, scales=(self.settings.scale,))[0]
-        return similarity(dense, self._phrases(texts), generic=self._generic()), pixels.shape[:2]
-
-    def _phrases(self, phrases: Sequence[str]) -> Float[np.ndarray, "k e"]:
-        return embed_phrases(self.encode_text, phrases)
-
-    def _generic(self) -> Float[Array, "m e"] | None:
-        return self.encode_text(GENERIC_PHRASES) if self.settings.generic else None
-
-
-def _vision_definition(spec: ClipSpec) -> Any:
-    return abstract_params(lambda rngs: vision_tower(spec.vision, spec.embed_dim, rngs=rngs))[0]
-
-
-def _training_free(towers: Towers) -> str:
-    """The read-out where none is named: TRAINING_FREE, but of a tower that lacks it the first it has."""
-    return TRAINING_FREE if TRAINING_FREE in towers.readouts else towers.readouts[0]
-
-
-def _text_definition(spec: ClipSpec) -> Any:
-    return abstract_params(lambda rngs: TextTower(spec.text_tower, spec.embed_dim, rngs=rngs))[0]
-
-
-def adapter_definition(adapter: AdapterSpec, clip: ClipSpec) -> Any:
-    """The static half of an adapter for a CLIP of this geometry."""
-
-    def build(rngs: Any) -> SpatialAdapter:
-        return SpatialAdapter(adapter, vision_tower(clip.vision, clip.embed_dim, rngs=rngs), rngs=rngs)
-
-    return abstract_params(build)[0]
-
-
-def _scales(scales: Sequence[float]) -> list[float]:
-    listed = items(scales)
-    if not listed or not all(is_finite(scale) and 0 < scale <= MAX_SCALE for scale in listed):
-        raise ValueError(f"scales must be a list of positive numbers up to {MAX_SCALE:g}, got {scales!r}")
-    return listed
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()

@@ -7,7 +7,7 @@ import jax
 from spatial_clip_jax.fusion.layout import Layout
 from spatial_clip_jax.models.params import Params
 
-GIB = 2**30
+MIB = 2**20
 SHARE = 0.5  # of what a device has free
 FLOAT = 4
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
-from spatial_clip_jax.fusion.budget import GIB, default_budget, held_bytes, likely_bytes
+from spatial_clip_jax.fusion.budget import MIB, default_budget, held_bytes, likely_bytes
 from spatial_clip_jax.fusion.encoders import Towers, read_pixels, slid_maps
 from spatial_clip_jax.fusion.layout import (
     PADDING,
@@ -149,8 +149,8 @@ class Fuser:
             return self._fitting(bucket, pictures, at_once // 2)
         raise ValueError(
             f"{pictures} pictures of up to {bucket.canvas[0]} x {bucket.canvas[1]} pixels at scales "
-            f"{self.pyramid.scales} take {program.held / GIB:.2f} GiB, one window at once, more than the budget of "
-            f"{self.budget / GIB:.2f} GiB: use smaller scales or pictures, or a larger budget"
+            f"{self.pyramid.scales} take {program.held / MIB:.0f} MiB, one window at once, more than the budget of "
+            f"{self.budget / MIB:.0f} MiB: use smaller scales or pictures, or a larger budget"
         )
 
     def _compiled(self, bucket: Bucket, pictures: int, at_once: int) -> Program:
@@ -162,7 +162,7 @@ class Fuser:
         with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
             compiled = slid_maps.lower(*given).compile()
         program = Program(layout, spread, compiled, held_bytes(compiled))
-        logger.info("compiled %s in %.1f s: %.2f GiB", layout, time.monotonic() - start, program.held / GIB)
+        logger.info("compiled %s in %.1f s: %.0f MiB", layout, time.monotonic() - start, program.held / MIB)
         return program
 
     def _layout(self, bucket: Bucket, pictures: int, at_once: int, spread: str | None) -> Layout:
