@@ -202,7 +202,7 @@ class SpatialClip:
             vectors = vectors - generic.mean(0)
         ((_, tokens),) = fuser.maps([pixels])
         asked = Upsampling() if upsampling is None else upsampling
-        rows = rows_within(fuser.budget, tokens.shape, len(vectors), pixels.shape[:2], asked.radius)
+        rows = rows_within(fuser.spare, tokens.shape, len(vectors), pixels.shape[:2], asked.radius)
         return PixelLabels(*jax.device_get(label_pixels(tokens, vectors, pixels, asked, rows=rows)))
 
     def localize(self, image: Picture, phrases: Sequence[str]) -> list[Localization]:

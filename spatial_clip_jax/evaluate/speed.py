@@ -1,7 +1,8 @@
 """How long one pass takes, in units of another."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,13 +20,19 @@ def inference_ratio(one: Pass, other: Pass, images: UInt8[np.ndarray, "b H W 3"]
     if repetitions < 1:
         raise ValueError(f"repetitions must be at least 1, got {repetitions}")
     placed = jax.device_put(images)
-    for run in (one, other):
-        _seconds(run, placed)
-    times = np.array([[_seconds(run, placed) for run in (one, other)] for _ in range(repetitions)])
-    return float(np.divide(*np.median(times, axis=0)))
+    runs = {"one": lambda: seconds(lambda: one(placed)), "other": lambda: seconds(lambda: other(placed))}
+    found = medians(runs, repetitions)
+    return found["one"] / found["other"]
 
 
-def _seconds(run: Pass, images: Any) -> float:
+def medians(runs: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, float]:
+    """The median of what each of `runs` says it took, run in turns, after one turn that does not count."""
+    turns = [{name: run() for name, run in runs.items()} for _ in range(repetitions + 1)][1:]
+    return {name: statistics.median(turn[name] for turn in turns) for name in runs}
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long `run` takes until its arrays are there."""
     start = time.perf_counter()
-    jax.block_until_ready(run(images))
+    jax.block_until_ready(run())
     return time.perf_counter() - start

@@ -1,12 +1,11 @@
 """Pictures of any sizes through a few compiled programs, within a number of bytes of a device's memory."""
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +22,10 @@ from spatial_clip_jax.fusion.layout import (
     Views,
     best_chunk,
     bucket_of,
+    cheapest,
     deal,
+    few_buckets,
+    joined,
     lay_out,
     layout_of,
     window_count,
@@ -33,16 +35,24 @@ from spatial_clip_jax.models.params import Params
 
 logger = logging.getLogger(__name__)
 Map = Float[np.ndarray, "h w e"]
-# Windows through the tower at once: on a CPU as many as its caches hold (docs/performance.md).
-WINDOWS_AT_ONCE = {"cpu": 4}
-MANY_WINDOWS = 64
+# Tokens through the tower at once: on a CPU as many as its caches hold (docs/performance.md).
+TOKENS_AT_ONCE = {"cpu": 800}
+MANY_TOKENS = 16_384
 MOST_PICTURES = 32
+MOST_BUCKETS = 8  # compiled for; what comes later takes the smallest that holds it
+
+
+class OverBudget(ValueError):
+    """Pictures do not fit into the budget, even with one window at once."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One compiled program: its shapes, how it is spread over devices, and the bytes that each holds at most."""
+    """One compiled program: for how many pictures, its shapes on one device, how it is spread over devices, and the most
+    bytes that each holds.
+    """
 
+    pictures: int
     layout: Layout
     spread: str | None
     compiled: jax.stages.Compiled
@@ -59,6 +69,7 @@ class Fuser:
       budget: bytes of each device's memory that parameters, pictures, maps and the tower's work may take together; None
         for half of what the device has free.
       programs: those compiled so far.
+      windows_read: how many went through the tower so far, blank ones too.
     """
 
     def __init__(
@@ -82,35 +93,46 @@ class Fuser:
         self.devices = 1 if mesh is None else mesh.shape["data"]
         device = mesh.devices.flat[0] if mesh else jax.local_devices()[0]
         self.budget = default_budget(device) if budget is None else budget
-        self.most = WINDOWS_AT_ONCE.get(device.platform, MANY_WINDOWS)
+        tokens = (self.spec.image_size // self.spec.patch_size) ** 2
+        self.most = best_chunk(0, max(1, TOKENS_AT_ONCE.get(device.platform, MANY_TOKENS) // tokens))
         self.params = params if mesh is None else jax.device_put(params, NamedSharding(mesh, jax.P()))
         shares = np.array(self.pyramid.shares, np.float32)
         self.shares = jax.device_put(shares, None if mesh is None else NamedSharding(mesh, jax.P()))
         self.programs: dict[tuple[Bucket, int, int], Program] = {}
+        self.windows_read = 0
+        self.buckets: list[Bucket] = []
         self._sizes: dict[Bucket, int] = {}
 
-    def maps(self, pictures: Iterable[Pixels]) -> Iterator[tuple[int, Map]]:
-        """The number of each picture and its map on the host, as they are done: buckets fill up one by one.
+    @property
+    def spare(self) -> int:
+        """Bytes of the budget beside the parameters."""
+        return self.budget - sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
+    def maps(self, pictures: Sequence[Pixels]) -> Iterator[tuple[int, Map]]:
+        """The number of each picture and its map on the host, as they are done: those of like size together.
 
         Maps are cut to their grid on the host, since a device would compile the cut for every size.
         """
-        for numbers, group in _grouped(pictures, self.group_size):
+        for numbers in self._groups([picture.shape[:2] for picture in pictures]):
+            group = [pictures[number] for number in numbers]
             fused = jax.device_get(self.run(group))
             for place, (number, picture) in enumerate(zip(numbers, group, strict=True)):
                 rows, columns = self.grid(picture.shape[:2])
                 yield number, np.array(fused[place, :rows, :columns])
 
     def run(self, group: Sequence[Pixels]) -> Float[Array, "b R C e"]:
-        """The maps of pictures of one bucket on the device, uncut."""
+        """The maps of some pictures on the device, uncut; all by one program."""
         program = self.program([picture.shape[:2] for picture in group])
-        views = self._placed(self._laid_out(group, program.layout, program.spread), program.spread)
+        views, at_once = self._laid_out(group, program.layout, program.spread), program.layout.chunk
+        self.windows_read += sum(-(-int(count) // at_once) * at_once for count in views.counts)
+        placed = self._placed(views, program.spread)
         with jax.transfer_guard("disallow"):
-            return program.compiled(self.params, views, self.shares)
+            return program.compiled(self.params, placed, self.shares)
 
-    def warm_up(self, sizes: Iterable[Grid]) -> None:
+    def warm_up(self, sizes: Sequence[Grid]) -> None:
         """Compiles what pictures of these sizes (height, width) need when they come together."""
-        for _, group in _grouped((_Size(size) for size in sizes), self.group_size):
-            self.program([picture.shape[:2] for picture in group])
+        for numbers in self._groups(sizes):
+            self.program([sizes[number] for number in numbers])
 
     def grid(self, size: Grid) -> Grid:
         """Rows and columns of tokens of the fused map of a picture of `size` (height, width) pixels."""
@@ -127,18 +149,58 @@ class Fuser:
         return self._sizes[bucket]
 
     def program(self, sizes: Sequence[Grid]) -> Program:
-        """The program for pictures of these sizes, all of one bucket; compiled if it is the first of its kind.
+        """The program for some pictures of these sizes; compiled if it is the first of its kind.
 
         ValueError if one window at once would take more than the budget.
         """
-        bucket, full = bucket_of(sizes[0]), self.group_size(bucket_of(sizes[0]))
+        self._learn(sizes)
+        bucket = functools.reduce(joined, (self._bucket(size) for size in sizes))
+        full = self.group_size(bucket)
         count = sum(window_count(size, self.pyramid, self.spec) for size in sizes)
         at_once = self.most if len(sizes) == full > 1 else best_chunk(-(-count // self.devices), self.most)
         for key in ((bucket, len(sizes), at_once), (bucket, full, self.most)):
-            if key in self.programs:
+            if key in self.programs and self.programs[key].pictures >= len(sizes):
                 return self.programs[key]
         self.programs[bucket, len(sizes), at_once] = found = self._fitting(bucket, len(sizes), at_once)
         return found
+
+    def _groups(self, sizes: Sequence[Grid]) -> Iterator[list[int]]:
+        """Numbers of pictures that are fused together."""
+        self._learn(sizes)
+        by_bucket: dict[Bucket, list[int]] = {}
+        for number, size in enumerate(sizes):
+            by_bucket.setdefault(self._bucket(size), []).append(number)
+        for bucket, numbers in by_bucket.items():
+            each = self.group_size(bucket)
+            for first in range(0, len(numbers), each):
+                yield from self._within_budget(numbers[first : first + each], sizes)
+
+    def _within_budget(self, numbers: list[int], sizes: Sequence[Grid]) -> Iterator[list[int]]:
+        """These pictures, or each half of them if they take too much together."""
+        try:
+            self.program([sizes[number] for number in numbers])
+            yield numbers
+        except OverBudget:
+            if len(numbers) == 1:
+                raise
+            half = len(numbers) // 2
+            yield from self._within_budget(numbers[:half], sizes)
+            yield from self._within_budget(numbers[half:], sizes)
+
+    def _learn(self, sizes: Sequence[Grid]) -> None:
+        """New buckets for pictures of new sizes, while there are few."""
+        fresh = [size for size in sizes if bucket_of(size) not in self.buckets]
+        room = MOST_BUCKETS - len(self.buckets)
+        if fresh and room > 0:
+            self.buckets += [bucket for bucket in few_buckets(fresh, room) if bucket not in self.buckets]
+
+    def _bucket(self, size: Grid) -> Bucket:
+        """The smallest bucket there is for a picture, its own if none holds it."""
+        held = cheapest(size, self.buckets)
+        if held is None:
+            held = bucket_of(size)
+            self.buckets.append(held)
+        return held
 
     def _fitting(self, bucket: Bucket, pictures: int, at_once: int) -> Program:
         """The program with as many windows at once, up to `at_once`, as fit into the budget."""
@@ -147,7 +209,7 @@ class Fuser:
             return program
         if at_once > 1:
             return self._fitting(bucket, pictures, at_once // 2)
-        raise ValueError(
+        raise OverBudget(
             f"{pictures} pictures of up to {bucket.canvas[0]} x {bucket.canvas[1]} pixels at scales "
             f"{self.pyramid.scales} take {program.held / MIB:.0f} MiB, one window at once, more than the budget of "
             f"{self.budget / MIB:.0f} MiB: use smaller scales or pictures, or a larger budget"
@@ -161,7 +223,7 @@ class Fuser:
         given = self.towers, self.params, views, self.shares, layout, self.pyramid, spread
         with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
             compiled = slid_maps.lower(*given).compile()
-        program = Program(layout, spread, compiled, held_bytes(compiled))
+        program = Program(pictures, layout, spread, compiled, held_bytes(compiled))
         logger.info("compiled %s in %.1f s: %.0f MiB", layout, time.monotonic() - start, program.held / MIB)
         return program
 
@@ -197,29 +259,10 @@ class Fuser:
     def _channels(self) -> int:
         """Of a dense map."""
         window = jax.ShapeDtypeStruct((1, self.spec.image_size, self.spec.image_size, 3), np.float32)
-        read = partial(read_pixels, self.towers, readout=self.pyramid.readout)
+        read = functools.partial(read_pixels, self.towers, readout=self.pyramid.readout)
         return jax.eval_shape(lambda params, pixels: read(params, pixels), self.params, window).shape[-1]
 
     def _fewest_windows(self) -> int:
         """Of any picture."""
         squares = self.pyramid.largest_grids((1.0, 1.0), self.spec)
         return sum(len(self.pyramid.windows(grid, self.spec)) for grid in squares)
-
-
-class _Size(NamedTuple):
-    """A picture of which the size is known alone."""
-
-    shape: Grid
-
-
-def _grouped(pictures: Iterable[Any], group_size: Callable[[Bucket], int]) -> Iterator[tuple[list[int], list[Any]]]:
-    """Numbers and pictures of a bucket, as soon as there are enough of them, and what is left at the end."""
-    waiting: dict[Bucket, list[tuple[int, Any]]] = {}
-    for number, picture in enumerate(pictures):
-        bucket = bucket_of(picture.shape[:2])
-        group = waiting.setdefault(bucket, [])
-        group.append((number, picture))
-        if len(group) == group_size(bucket):
-            yield tuple(map(list, zip(*waiting.pop(bucket), strict=True)))  # type: ignore[misc]
-    for group in waiting.values():
-        yield tuple(map(list, zip(*group, strict=True)))  # type: ignore[misc]

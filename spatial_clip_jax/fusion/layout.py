@@ -2,11 +2,12 @@
 
 A picture's pixels lie in the corner of a canvas, its tokens in the corner of a grid; which windows there are is a table
 that programs loop over, as far as it is filled. So a program is given by the canvas, the grids and the size of its
-loop's steps alone, and a larger shape than needed costs memory, not arithmetic.
+loop's steps alone, and a larger shape than needed costs memory and some resizing, but no work of the tower.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ from spatial_clip_jax.fusion.pyramid import MAX_ASPECT, Grid, Pyramid
 from spatial_clip_jax.models.spec import AnyVisionSpec
 
 Pixels = UInt8[np.ndarray, "H W 3"]
-CANVASES = (512, 2048)  # sides in pixels; larger ones are multiples of the last
-ASPECTS = (1.5, 3.0, 6.0, 12.0, MAX_ASPECT)
+CANVASES = (64, 128, 256, 512, 1024, 2048)  # sides in pixels; larger ones are multiples of the last
+ASPECTS = (1.0, 1.5, 3.0, 6.0, 12.0, MAX_ASPECT)
 PADDING = 0.05  # of a program's windows that may be blank, at most
 CHUNKS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 32, 48, 64)  # few, since each is a program
 SHRINK_MARGIN = 1.05  # views are rounded to whole tokens, so that one may shrink a little more than its scale says
@@ -89,18 +90,34 @@ class Views(NamedTuple):
 
 
 def bucket_of(size: Grid) -> Bucket:
-    """The bucket of a picture of `size` (height, width) pixels.
-
-    Up to 2,048 pixels canvases are square, and so are the grids of pictures that are nearly so: padding is cheap there,
-    and programs are few.
-    """
+    """The smallest bucket of a picture of `size` (height, width) pixels; up to 2,048 pixels canvases are square."""
     sides = (_rung(size[0]), _rung(size[1]))
     if max(sides) <= CANVASES[-1]:
         sides = (max(sides), max(sides))
     aspect = next((a for a in ASPECTS if max(size) <= a * min(size)), MAX_ASPECT)
-    if aspect == ASPECTS[0]:
-        return Bucket(sides, (aspect, aspect))
     return Bucket(sides, (aspect, 1.0) if size[0] > size[1] else (1.0, aspect))
+
+
+def joined(first: Bucket, second: Bucket) -> Bucket:
+    """The smallest bucket that holds whatever either does."""
+    canvas = max(first.canvas[0], second.canvas[0]), max(first.canvas[1], second.canvas[1])
+    return Bucket(canvas, (max(first.aspect[0], second.aspect[0]), max(first.aspect[1], second.aspect[1])))
+
+
+def few_buckets(sizes: Iterable[Grid], most: int) -> list[Bucket]:
+    """At most so many buckets that every one of the sizes fits into one: the likest are joined."""
+    buckets = list(dict.fromkeys(map(bucket_of, sizes)))
+    while len(buckets) > most:
+        first, second = min(combinations(buckets, 2), key=lambda pair: _room(joined(*pair)) - max(map(_room, pair)))
+        rest = [bucket for bucket in buckets if bucket not in (first, second)]
+        buckets = list(dict.fromkeys([*rest, joined(first, second)]))
+    return buckets
+
+
+def cheapest(size: Grid, buckets: Iterable[Bucket]) -> Bucket | None:
+    """The smallest of the buckets that holds a picture of `size`; None if none does."""
+    own = bucket_of(size)
+    return min((bucket for bucket in buckets if joined(own, bucket) == bucket), key=_room, default=None)
 
 
 def layout_of(bucket: Bucket, pictures: int, chunk: int, pyramid: Pyramid, spec: AnyVisionSpec) -> Layout:
@@ -160,3 +177,9 @@ def _rung(side: int) -> int:
     """The canvas side for a picture's."""
     last = CANVASES[-1]
     return next((rung for rung in CANVASES if side <= rung), -(-side // last) * last)
+
+
+def _room(bucket: Bucket) -> float:
+    """How much memory a picture takes there, in some units: its canvas, and its views of as many pixels."""
+    (height, width), (rows, columns) = bucket
+    return height * width * (1 + rows * columns)

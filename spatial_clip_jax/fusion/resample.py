@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+BAND_BYTES = 2**24  # of cells that are resized at once
 AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
 
@@ -84,12 +85,18 @@ def banded_resize(
     band = min(pixels.shape[axis], math.ceil((block + 4) * max(shrink, 1.0)) + 4)
     step = length / new
     radius = 2.0 * jnp.maximum(step, 1.0)
-    centre = ((jnp.arange(out) + 0.5) * step).clip(0.0, length).reshape(-1, block)
-    first = jnp.floor(centre[:, 0] - radius).clip(0, pixels.shape[axis] - band).astype(jnp.int32)
-    cell = first[:, None] + jnp.arange(band) + 0.5
-    weights = cubic((cell[:, None] - centre[..., None]) / jnp.maximum(step, 1.0)) * (cell < length)[:, None]
-    weights = weights / weights.sum(-1, keepdims=True)
-    bands = jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(pixels, start, band, axis))(first)
-    subscripts = "tkb,tbwc->tkwc" if axis == 0 else "tkb,thbc->htkc"
-    resized = jnp.einsum(subscripts, weights, bands.astype(jnp.float32), precision="highest")
-    return resized.reshape(*(out if at == axis else side for at, side in enumerate(pixels.shape)))
+    centres = ((jnp.arange(out) + 0.5) * step).clip(0.0, length).reshape(-1, block)
+    firsts = jnp.floor(centres[:, 0] - radius).clip(0, pixels.shape[axis] - band).astype(jnp.int32)
+
+    def resized(given: tuple[Array, Array]) -> Array:
+        centre, first = given
+        cell = first + jnp.arange(band) + 0.5
+        weights = cubic((cell - centre[:, None]) / jnp.maximum(step, 1.0)) * (cell < length)
+        cells = jax.lax.dynamic_slice_in_dim(pixels, first, band, axis).astype(jnp.float32)
+        subscripts = "kb,bwc->kwc" if axis == 0 else "kb,hbc->hkc"
+        return jnp.einsum(subscripts, weights / weights.sum(-1, keepdims=True), cells, precision="highest")
+
+    at_once = max(1, BAND_BYTES // (4 * band * pixels.size // pixels.shape[axis]))
+    blocks = jax.lax.map(resized, (centres, firsts), batch_size=min(at_once, len(firsts)))
+    joined = jnp.moveaxis(blocks, 0, axis)
+    return joined.reshape(*(out if at == axis else side for at, side in enumerate(pixels.shape)))

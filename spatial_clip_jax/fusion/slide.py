@@ -96,10 +96,11 @@ def view_atlas(
     def view(index: int) -> Array:
         grid = layout.grids[index]
 
-        def one(canvas: Array, size: Array, own: Array) -> Array:
+        def one(given: tuple[Array, Array, Array]) -> Array:
+            canvas, size, own = given
             return normalise(_resized(canvas, size, own, grid, layout.shrinks[index], patch))
 
-        pixels = jax.vmap(one)(views.pixels, views.sizes, views.grids[:, index])
+        pixels = jax.lax.map(one, (views.pixels, views.sizes, views.grids[:, index]))
         return jnp.pad(pixels, ((0, 0), (0, 0), (0, width - grid[1] * patch), (0, 0)))
 
     return jnp.concatenate([view(index) for index in range(len(layout.grids))], axis=1)

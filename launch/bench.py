@@ -1,0 +1,65 @@
+"""Measures speed and memory of the fusion: against the tower alone, against PyTorch, and against budgets.
+
+    python -m launch.bench --config=configs/bench/fusion.py --workdir=runs/bench
+
+Everything that is compared is run in turns, and medians are taken. The workdir gets bench.json, as it grows.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+# A GPU is shared with PyTorch and with the processes that measure memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+from launch import cli  # noqa: E402
+from launch.bench_sections import SECTIONS, Rows, floors, prepare  # noqa: E402
+from spatial_clip_jax.evaluate.runner import environment, write_whole  # noqa: E402
+from spatial_clip_jax.train.workdir import held_workdir  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Runs the sections that the config names, prints each one's table, and writes them to `workdir/bench.json`."""
+    _check(config)
+    with held_workdir(workdir), tempfile.TemporaryDirectory() as folder:
+        content = {"environment": environment(), "config": config.to_dict(), "floors": floors()}
+        logger.info("floors: %s", ", ".join(f"{name} {value:.3g}" for name, value in content["floors"].items()))
+        bench = prepare(config, Path(folder))
+        for name in config.sections:
+            logger.info("%s: %s", name, (SECTIONS[name].__doc__ or "").splitlines()[0])
+            content[name] = SECTIONS[name](bench)
+            print(as_table(content[name]), flush=True)
+            write_whole(workdir / "bench.json", json.dumps(content, indent=2).encode())
+
+
+def as_table(rows: Rows) -> str:
+    """A Markdown table of a section; a row has what it has."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [["", *columns], ["---", *["---:"] * len(columns)]]
+    lines += [[name, *(_shown(row.get(column)) for column in columns)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _check(config: ConfigDict) -> None:
+    unknown = sorted(set(config.sections) - set(SECTIONS))
+    if unknown or not config.sections:
+        raise ValueError(f"config.sections must name some of {', '.join(SECTIONS)}, got {tuple(config.sections)}")
+    for name in ("repetitions", "side", "phrases", "latencies", "pictures"):
+        if config[name] < 1:
+            raise ValueError(f"config.{name} must be at least 1, got {config[name]}")
+    if not config.batches or min(config.batches) < 1:
+        raise ValueError(f"config.batches must be some numbers of at least 1, got {tuple(config.batches)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
