@@ -1,10 +1,12 @@
-"""Compiles a recipe's training steps for TPUs that are not here, and says what a chip would hold, compute and send.
+"""Compiles a recipe's training steps, or a bench's fusion, for TPUs that are not here: what would a chip hold, compute
+and send?
 
     pip install -e . libtpu   # in an environment of its own: jax beside it looks for a TPU at every start
     python -m launch.compile_for --config=configs/adapt/recover.py:model=clip_l14 --topology=v5e:4x4 --workdir=DIR
+    python -m launch.compile_for --config=configs/bench/fusion.py --topology=v6e:4x4 --workdir=DIR
 
-The CLIP is known by its geometry alone, --geometry or config.model; no weights are read. What does not fit a chip's
-memory does not compile, and the compiler says what is too much. The workdir gets compiled.json.
+The CLIP is known by its geometry alone, --geometry, config.model or config.geometry; no weights are read. What does not
+fit a chip's memory does not compile, and the compiler says what is too much. The workdir gets compiled.json.
 """
 
 import importlib.util
@@ -23,6 +25,7 @@ from ml_collections import ConfigDict
 
 from launch import cli
 from launch.adaptation import check_recipe
+from launch.fusion_shapes import fusion_lowered
 from launch.shapes import StageShapes, stage_shapes
 from spatial_clip_jax.evaluate.runner import environment, write_whole
 from spatial_clip_jax.models.geometries import GEOMETRIES, named_spec
@@ -41,11 +44,14 @@ NOWHERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "T
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Compiles every stage's step, prints what each costs, and writes it to `workdir/compiled.json`."""
-    check_recipe(config)
-    spec, devices = _spec(GEOMETRY.value or config.model), _devices(TOPOLOGY.value)
-    shapes = stage_shapes(config, spec)
+    fusion = "pyramid" in config
+    if not fusion:
+        check_recipe(config)
+    spec, devices = _spec(GEOMETRY.value or (config.geometry if fusion else config.model)), _devices(TOPOLOGY.value)
+    shapes = [] if fusion else stage_shapes(config, spec)
     with held_workdir(workdir):
         stages = [_compiled(number, stage, devices) for number, stage in enumerate(shapes, 1)]
+        stages += [_fusion(config, spec, devices)] if fusion else []
         found = {"topology": TOPOLOGY.value, "chips": len(devices), "chip": devices[0].device_kind}
         content = found | {"stages": stages, "environment": environment()}
         write_whole(workdir / "compiled.json", json.dumps(content, indent=2).encode())
@@ -55,6 +61,15 @@ def compile_stage(stage: StageShapes, devices: Sequence[jax.Device]) -> Costs:
     """What a stage's step costs one of these devices; ValueError for a mesh or a batch that does not fit them."""
     mesh = make_mesh(read_settings(stage.config).mesh, devices)
     return costs_of(stage.lowered(mesh).compile())
+
+
+def _fusion(config: ConfigDict, spec: ClipSpec, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    start = time.monotonic()
+    costs = costs_of(fusion_lowered(config, spec, make_mesh({"data": -1}, devices)).compile())
+    seconds = round(time.monotonic() - start, 1)
+    logger.info("fusion: %d pictures of %d x %d a chip", config.chip.pictures, config.side, config.side)
+    logger.info("%s\n  (the loop over windows is counted once) compiled in %.0f s", costs.text(), seconds)
+    return {"fusion": config.pyramid.to_dict(), **config.chip.to_dict(), "compile_seconds": seconds} | costs.content()
 
 
 def _compiled(number: int, stage: StageShapes, devices: Sequence[jax.Device]) -> dict[str, Any]:

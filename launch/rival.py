@@ -87,7 +87,10 @@ def _serve(connection: Connection, folder: Path, dtype: str) -> None:
         return
     connection.send(clip.about())
     while True:
-        what, job = connection.recv()
+        try:
+            what, job = connection.recv()
+        except EOFError:  # the other side is gone
+            return
         if what == "stop":
             return
         try:

@@ -171,7 +171,7 @@ class SpatialClip:
 
     def fuse(
         self, images: Picture | Sequence[Picture], pyramid: Pyramid | None = None, budget: int | None = None
-    ) -> list[Float[np.ndarray, "h w e"]]:
+    ) -> list[Float[np.ndarray, "_ _ e"]]:
         """The best dense maps there are without training: windows at several sizes, one map a picture, unit length.
 
         images: of any sizes; pictures of like size go through the tower together. pyramid, budget: see `fuser`.

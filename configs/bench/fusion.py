@@ -6,6 +6,10 @@
 Needs `.[torch]` for PyTorch's rows, which a section that is left out does without: --config.sections='("memory",)'.
 About 12 minutes on two CPU cores; the table is in docs/performance.md. On a GPU:
 --config.dtype=bfloat16 --config.batches='(1, 32, 256)'. The workdir gets bench.json.
+
+    python -m launch.compile_for --config=configs/bench/fusion.py --config.dtype=bfloat16 --topology=v5e:4x4 --workdir=DIR
+
+compiles the fusion for TPUs that are not here.
 """
 
 from ml_collections import ConfigDict
@@ -38,5 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 budgets_gib=(1.0, 2.0, 4.0), side=2048, phrases=1000, scales=(2.0, 4.0, 2048 / 224), overlap=0.5
             ),
             pictures=200,
+            # Of each device in `launch.compile_for`, which takes this config too.
+            chip=dict(pictures=32, windows_at_once=64),
         )
     )

@@ -1,6 +1,7 @@
 """How many bytes a fusion may take, and takes."""
 
 import os
+from typing import Any
 
 import jax
 
@@ -12,7 +13,7 @@ SHARE = 0.5  # of what a device has free
 FLOAT = 4
 
 
-def default_budget(device: jax.Device) -> int:
+def default_budget(device: Any) -> int:
     """Half of the memory that the device says is free; of a CPU, which says nothing, half of a process's fair share."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:

@@ -34,7 +34,7 @@ from spatial_clip_jax.fusion.pyramid import Grid, Pyramid
 from spatial_clip_jax.models.params import Params
 
 logger = logging.getLogger(__name__)
-Map = Float[np.ndarray, "h w e"]
+Map = Float[np.ndarray, "_ _ e"]
 # Tokens through the tower at once: on a CPU as many as its caches hold (docs/performance.md).
 TOKENS_AT_ONCE = {"cpu": 800}
 MANY_TOKENS = 16_384
@@ -48,9 +48,7 @@ class OverBudget(ValueError):
 
 @dataclass(frozen=True)
 class Program:
-    """One compiled program: for how many pictures, its shapes on one device, how it is spread over devices, and the most
-    bytes that each holds.
-    """
+    """A compiled program: its pictures, its shapes on one device, how it is spread, the most bytes a device holds."""
 
     pictures: int
     layout: Layout

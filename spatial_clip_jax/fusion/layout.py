@@ -16,12 +16,11 @@ from jaxtyping import Int32, UInt8
 from spatial_clip_jax.fusion.pyramid import MAX_ASPECT, Grid, Pyramid
 from spatial_clip_jax.models.spec import AnyVisionSpec
 
-Pixels = UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]  # pictures of a list have sizes of their own
 CANVASES = (64, 128, 256, 512, 1024, 2048)  # sides in pixels; larger ones are multiples of the last
 ASPECTS = (1.0, 1.5, 3.0, 6.0, 12.0, MAX_ASPECT)
 PADDING = 0.05  # of a program's windows that may be blank, at most
 CHUNKS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 32, 48, 64)  # few, since each is a program
-SHRINK_MARGIN = 1.05  # views are rounded to whole tokens, so that one may shrink a little more than its scale says
 
 
 class Bucket(NamedTuple):
@@ -125,7 +124,7 @@ def layout_of(bucket: Bucket, pictures: int, chunk: int, pyramid: Pyramid, spec:
     grids = pyramid.largest_grids(bucket.aspect, spec)
     windows = pictures * sum(len(pyramid.windows(grid, spec)) for grid in grids)
     room = -(-windows // chunk) * chunk
-    shrinks = tuple(SHRINK_MARGIN * max(bucket.canvas) / (scale * spec.image_size) for scale in pyramid.scales)
+    shrinks = tuple(_most_shrunk(max(bucket.canvas) / spec.patch_size, min(grid)) for grid in _squares(pyramid, spec))
     return Layout(pictures, bucket.canvas, grids, room, chunk, shrinks, spec.patch_size, spec.image_size)
 
 
@@ -177,6 +176,18 @@ def _rung(side: int) -> int:
     """The canvas side for a picture's."""
     last = CANVASES[-1]
     return next((rung for rung in CANVASES if side <= rung), -(-side // last) * last)
+
+
+def _squares(pyramid: Pyramid, spec: AnyVisionSpec) -> tuple[Grid, ...]:
+    """The views of a square picture."""
+    return pyramid.largest_grids((1.0, 1.0), spec)
+
+
+def _most_shrunk(canvas: float, tokens: int) -> float:
+    """Pixels of a picture in a pixel of its view, at most: of a canvas so many tokens wide to that many, either side being
+    rounded by half a token.
+    """
+    return canvas / (tokens - 0.5) * (1.0 + 0.5 / tokens)
 
 
 def _room(bucket: Bucket) -> float:

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from spatial_clip_jax.models.checks import check_positive, check_whole
 
+AnyArray = Array | np.ndarray
 FLOAT = 4
 PHRASES = 64  # at once, where there are many
 SHARE = 0.25  # of the budget beside what is given and found, that one step's arrays may take: several live at once
@@ -97,7 +98,7 @@ class _Strips(NamedTuple):
         """Rows of a strip; those of the last that are too many are the last row again."""
         return jnp.minimum(strip * self.rows + jnp.arange(self.rows), self.down.cells - 1)
 
-    def joined(self, found: Float[Array, "count rows p w q *k"]) -> Float[Array, "H W *k"]:
+    def joined(self, found: Shaped[Array, "count rows p w q *k"]) -> Shaped[Array, "H W *k"]:
         """What was found of all strips' cells as a picture."""
         rows = found.reshape(-1, *found.shape[3:])[self.down.back()]
         return rows.reshape(len(rows), -1, *found.shape[5:])[:, self.across.back()]
@@ -120,7 +121,7 @@ def label_pixels(
     text: Float[Array, "k e"],
     guide: UInt8[Array, "H W 3"],
     upsampling: Upsampling,
-    scale: float = 40.0,
+    scale: float | Array = 40.0,
     rows: int = 1,
 ) -> PixelLabels:
     """Labels every pixel of a picture by any number of phrases; compiled once a size of picture and number of phrases.
@@ -150,10 +151,14 @@ def label_pixels(
 
 
 def stream_maps(
-    tokens: Float[Array, "h w e"], text: Float[Array, "k e"], guide: UInt8[Array, "H W 3"], upsampling: Upsampling
+    tokens: Float[AnyArray, "h w e"],
+    text: Float[AnyArray, "k e"],
+    guide: UInt8[AnyArray, "H W 3"],
+    upsampling: Upsampling,
 ) -> Iterator[tuple[int, Float[np.ndarray, "n H W"]]]:
     """Similarity maps at the picture's pixels on the host, some phrases at a time, each with the first one's number."""
-    for number, block in enumerate(_in_blocks(text)):
+    tokens, guide = jnp.asarray(tokens), jnp.asarray(guide)
+    for number, block in enumerate(_in_blocks(jnp.asarray(text))):
         first = number * len(block)
         maps = jax.device_get(upsample(_similarities(tokens, block), guide, upsampling))
         yield first, np.moveaxis(maps, -1, 0)[: len(text) - first]
@@ -246,7 +251,7 @@ def _nothing(shape: tuple[int, ...]) -> PixelLabels:
 
 
 def _better(
-    found: PixelLabels, fit: Float[Array, "rows p w q k"], phrase: Int[Array, " k"], scale: float
+    found: PixelLabels, fit: Float[Array, "rows p w q k"], phrase: Int[Array, " k"], scale: float | Array
 ) -> PixelLabels:
     """What was found before, and some more phrases."""
     best = fit.max(-1)

@@ -107,7 +107,7 @@ def view_atlas(
 
 
 def combine_scales(
-    scales: list[Float[Array, "b h w e"]], grids: Int[Array, "b s 2"], shares: Float[Array, " s"], finest: int
+    scales: list[Float[Array, "b _ _ e"]], grids: Int[Array, "b s 2"], shares: Float[Array, " s"], finest: int
 ) -> Float[Array, "b R C e"]:
     """Scales resized (linear) onto the tokens of the finest and averaged by their shares; unit length.
 

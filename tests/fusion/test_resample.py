@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spatial_clip_jax.fusion.resample import axis_weights, cubic, linear
+from spatial_clip_jax.fusion.resample import axis_weights, banded_resize, cubic, linear
 
 
 def whole(size, out, kernel):
@@ -50,3 +50,19 @@ def test_jax_spans_give_the_numpy_matrices():
     static = axis_weights((spans[0], spans[1]), (spans[2], spans[3]), size=10, out=6, kernel=cubic)
     assert traced.dtype == jnp.float32 and static.dtype == np.float64
     np.testing.assert_allclose(traced, static, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    ("length", "new", "size", "out"),
+    [(37, 12, 64, 16), (37, 37, 37, 40), (5, 24, 8, 24), (1, 4, 64, 8), (60, 4, 61, 4)],
+)
+def test_bands_give_the_whole_matrix_for_lengths_known_late(axis, length, new, size, out):
+    """Shrinking, growing and neither; what lies beyond the length is not read."""
+    cells = np.random.default_rng(3).normal(size=(size, 3, 2))
+    cells[length:] = np.nan if length < size else 0
+    pixels = jnp.asarray(np.moveaxis(np.nan_to_num(cells, nan=1e6), 0, axis), jnp.float32)
+    resize = jax.jit(banded_resize, static_argnames=("axis", "out", "block", "shrink"))
+    found = resize(pixels, axis, jnp.float32(length), jnp.float32(new), out, 4, 16.0)
+    expected = np.tensordot(whole(length, new, cubic), cells[:length], 1)
+    np.testing.assert_allclose(np.moveaxis(np.asarray(found), axis, 0)[:new], expected, atol=1e-5)
