@@ -7,9 +7,9 @@ Needs `.[torch]` for PyTorch's rows, which a section that is left out does witho
 About 12 minutes on two CPU cores; the table is in docs/performance.md. On a GPU:
 --config.dtype=bfloat16 --config.batches='(1, 32, 256)'. The workdir gets bench.json.
 
-    python -m launch.compile_for --config=configs/bench/fusion.py --config.dtype=bfloat16 --topology=v5e:4x4 --workdir=DIR
+    python -m launch.compile_for --config=configs/bench/fusion.py --topology=v5e:4x4 --workdir=runs/v5e
 
-compiles the fusion for TPUs that are not here.
+compiles the fusion for TPUs that are not here (--config.dtype=bfloat16 too).
 """
 
 from ml_collections import ConfigDict

@@ -184,8 +184,8 @@ def _squares(pyramid: Pyramid, spec: AnyVisionSpec) -> tuple[Grid, ...]:
 
 
 def _most_shrunk(canvas: float, tokens: int) -> float:
-    """Pixels of a picture in a pixel of its view, at most: of a canvas so many tokens wide to that many, either side being
-    rounded by half a token.
+    """Pixels of a picture in a pixel of its view, at most: the canvas and the view's short side in tokens, either of
+    the view's sides being rounded by half a token.
     """
     return canvas / (tokens - 0.5) * (1.0 + 0.5 / tokens)
 

@@ -89,7 +89,8 @@ def test_labels_are_the_best_phrase_of_all_however_they_are_streamed(monkeypatch
     np.testing.assert_allclose(found.total, np.log(np.exp(3 * fit).sum(-1)), atol=1e-4)
     streamed = list(stream_maps(maps, text, guide, Upsampling(color=0.3)))
     assert [first for first, _ in streamed] == list(range(0, phrases, 6))
-    np.testing.assert_allclose(np.concatenate([part for _, part in streamed]), np.moveaxis(fit, -1, 0), rtol=1e-5, atol=1e-5)
+    maps = np.concatenate([part for _, part in streamed])
+    np.testing.assert_allclose(maps, np.moveaxis(fit, -1, 0), rtol=1e-5, atol=1e-5)
     label_pixels.clear_cache()
 
 
