@@ -2,7 +2,7 @@
 
     python -m launch.bench --config=configs/bench/fusion.py --workdir=runs/bench
 
-Everything that is compared is run in turns, and medians are taken. The workdir gets bench.json, as it grows.
+Everything that is compared is run in turns, and medians are taken. The workdir gets bench.json, of this run alone.
 """
 
 import json
@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from launch import cli  # noqa: E402
-from launch.bench_sections import SECTIONS, Rows, floors, prepare  # noqa: E402
+from launch.bench_sections import SECTIONS, Rows, machine, prepare  # noqa: E402
+from spatial_clip_jax.data.decode import MAX_PIXELS  # noqa: E402
 from spatial_clip_jax.evaluate.runner import environment, write_whole  # noqa: E402
 from spatial_clip_jax.train.workdir import held_workdir  # noqa: E402
 
@@ -28,9 +29,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the sections that the config names, prints each one's table, and writes them to `workdir/bench.json`."""
     _check(config)
     with held_workdir(workdir), tempfile.TemporaryDirectory() as folder:
-        content = {"environment": environment(), "config": config.to_dict(), "floors": floors()}
-        logger.info("floors: %s", ", ".join(f"{name} {value:.3g}" for name, value in content["floors"].items()))
         bench = prepare(config, Path(folder))
+        content = {"environment": environment(), "config": config.to_dict(), "machine": machine()}
+        logger.info("this machine at best: %s", ", ".join(f"{name} {n:.3g}" for name, n in content["machine"].items()))
         for name in config.sections:
             logger.info("%s: %s", name, (SECTIONS[name].__doc__ or "").splitlines()[0])
             content[name] = SECTIONS[name](bench)
@@ -57,8 +58,13 @@ def _check(config: ConfigDict) -> None:
     for name in ("repetitions", "side", "phrases", "latencies", "pictures"):
         if config[name] < 1:
             raise ValueError(f"config.{name} must be at least 1, got {config[name]}")
-    if not config.batches or min(config.batches) < 1:
+    memory, count = config.memory, lambda number: type(number) is int and number > 0
+    if not config.batches or not all(map(count, config.batches)):
         raise ValueError(f"config.batches must be some numbers of at least 1, got {tuple(config.batches)}")
+    if not all(map(count, (memory.side, memory.phrases))) or not memory.budgets_gib or min(memory.budgets_gib) <= 0:
+        raise ValueError(f"config.memory must be positive numbers and some budgets, got {memory.to_dict()}")
+    if max(config.side, memory.side) ** 2 > MAX_PIXELS:
+        raise ValueError(f"config.side and config.memory.side may be pictures of up to {MAX_PIXELS} pixels")
 
 
 if __name__ == "__main__":

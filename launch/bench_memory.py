@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from launch.children import end_with_parent
 from spatial_clip_jax.api import load
 from spatial_clip_jax.fusion.budget import MIB, held_bytes
 from spatial_clip_jax.fusion.pixels import Upsampling, label_pixels, rows_within
@@ -52,11 +53,12 @@ def measure(asked: Asked) -> dict[str, Any]:
 
 
 def _measured(connection: Connection, asked: Asked) -> None:
+    end_with_parent()
     logging.disable(logging.INFO)
     try:
         connection.send(_labelled(asked))
     except ValueError as error:
-        connection.send(error)
+        connection.send(ValueError(f"{error} (config.memory)"))
 
 
 def _labelled(asked: Asked) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def prepare(config: ConfigDict, folder: Path) -> Bench:
     picture = rng.integers(0, 256, (config.side, config.side, 3), np.uint8)
     text = rng.normal(size=(config.phrases, model.spec.embed_dim)).astype(np.float32)
     text /= np.linalg.norm(text, axis=-1, keepdims=True)
+    model.towers.check(read_section(Pyramid, config.pyramid, "pyramid").readout)
     model.save_pretrained(folder)
     mean, std = (np.array(values, np.float32) for values in (model.spec.vision.mean, model.spec.vision.std))
     np.savez(folder / INPUTS, picture=picture, text=text, mean=mean, std=std)
@@ -143,9 +144,11 @@ def memory(bench: Bench) -> Rows:
 def compilations(bench: Bench) -> Rows:
     """How many programs are compiled for pictures of mixed sizes, with the bundled CLIP; and blank windows."""
     counted: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: counted.append(event) if event == COMPILED else None
-    )
+
+    def count_compiled(event: str, *_: Any, **__: Any) -> None:
+        counted.extend([event] if event == COMPILED else [])
+
+    jax.monitoring.register_event_duration_secs_listener(count_compiled)
     model = load(dtype=bench.config.dtype)
     rng = np.random.default_rng(0)
     sizes = rng.integers(*MIXED_SIDES, (bench.config.pictures, 2))
@@ -163,17 +166,21 @@ SECTIONS: Mapping[str, Callable[[Bench], Rows]] = {
 }
 
 
-def floors() -> dict[str, float]:
+def machine() -> dict[str, float]:
     """What this machine does at best: TFLOP/s of an MLP's matrix product, in fp32 and bfloat16, and GB/s of a copy."""
-    found = {}
-    for dtype in (jnp.float32, jnp.bfloat16):
-        left, right = jnp.ones((788, 768), dtype), jnp.ones((768, 3072), dtype)
-        run = jax.jit(lambda left, right: jnp.matmul(left, right, preferred_element_type=jnp.float32))
-        best = min(seconds(lambda run=run, given=(left, right): run(*given)) for _ in range(20))
-        found[f"tflop_per_second_{dtype.__name__}"] = 2 * 788 * 768 * 3072 / best / 1e12
     large = jnp.ones(2**26)
     copy = jax.jit(lambda x: x + 1.0)
-    return found | {"gb_per_second": 2 * large.nbytes / min(seconds(lambda: copy(large)) for _ in range(5)) / 1e9}
+    return {
+        "tflop_per_second_float32": _product_speed(jnp.float32),
+        "tflop_per_second_bfloat16": _product_speed(jnp.bfloat16),
+        "gb_per_second": 2 * large.nbytes / min(seconds(lambda: copy(large)) for _ in range(5)) / 1e9,
+    }
+
+
+def _product_speed(dtype: Any) -> float:
+    left, right = jnp.ones((788, 768), dtype), jnp.ones((768, 3072), dtype)
+    run = jax.jit(lambda left, right: jnp.matmul(left, right, preferred_element_type=jnp.float32))
+    return 2 * 788 * 768 * 3072 / min(seconds(lambda: run(left, right)) for _ in range(20)) / 1e12
 
 
 def _random_clip(geometry: str, dtype: str) -> SpatialClip:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from launch.children import end_with_parent
+
 INPUTS = "inputs.npz"  # beside the weights: picture (H, W, 3) uint8 and text (k, e)
 START_SECONDS = 1800.0  # torch.compile takes minutes
 
@@ -80,6 +82,7 @@ class Rival:
 
 
 def _serve(connection: Connection, folder: Path, dtype: str) -> None:
+    end_with_parent()
     try:
         clip = _TorchClip(folder, dtype)
     except Exception as error:  # whatever it is, the parent says it
@@ -87,10 +90,7 @@ def _serve(connection: Connection, folder: Path, dtype: str) -> None:
         return
     connection.send(clip.about())
     while True:
-        try:
-            what, job = connection.recv()
-        except EOFError:  # the other side is gone
-            return
+        what, job = connection.recv()
         if what == "stop":
             return
         try:

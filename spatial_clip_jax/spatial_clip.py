@@ -1,5 +1,6 @@
 """`SpatialClip`: a CLIP that also says where, and its tasks."""
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from spatial_clip_jax.evaluate.benchmark import Settings
 from spatial_clip_jax.evaluate.prompts import embed_phrases
 from spatial_clip_jax.fusion import encoders
 from spatial_clip_jax.fusion.encoders import ADAPTER, Towers
-from spatial_clip_jax.fusion.fuser import Fuser
+from spatial_clip_jax.fusion.fuser import Fuser, check_budget
 from spatial_clip_jax.fusion.pixels import PixelLabels, Upsampling, label_pixels, rows_within
 from spatial_clip_jax.fusion.pyramid import Pyramid
 from spatial_clip_jax.fusion.settings import WINDOWS, FusionSettings, average_maps
@@ -57,9 +58,7 @@ class SpatialClip:
     """
 
     def __init__(self, spec: ClipSpec, params: Params, tokenizer_file: Path | None, dtype: DTypeLike = "float32"):
-        if str(dtype) not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        self.spec, self.dtype = spec, jnp.dtype(dtype)
+        self.spec, self.dtype = spec, _known_dtype(dtype)
         self.tokenizer = load_tokenizer(tokenizer_file) if tokenizer_file else None
         # Its bytes, so that saving needs no file that may be gone by then.
         self.tokenizer_json = tokenizer_file.read_bytes() if tokenizer_file else None
@@ -159,12 +158,14 @@ class SpatialClip:
     def fuser(self, pyramid: Pyramid | None = None, budget: int | None = None) -> Fuser:
         """What fuses pictures by sliding windows at several sizes, with the programs it has compiled so far.
 
-        pyramid: the sizes and how windows are read; by default three sizes, read as this model reads where none is
-        named. budget: bytes of the device's memory, None for half of what is free.
+        pyramid: the sizes and how windows are read; by default three sizes, and a read-out that needs no training, also
+        where an adapter is loaded (`Pyramid(readout="adapter")` is read by that). budget: bytes of the device's memory,
+        parameters among them; None for half of what is free.
         """
-        asked = Pyramid(readout=self.readout) if pyramid is None else pyramid
+        asked = Pyramid(readout=_training_free(self.towers)) if pyramid is None else pyramid
         if not isinstance(asked, Pyramid):
             raise ValueError(f"pyramid must be a Pyramid or None, got {pyramid!r}")
+        check_budget(budget)
         if (asked, budget) not in self._fusers:
             self._fusers[asked, budget] = Fuser(self.towers, self.params, asked, budget=budget)
         return self._fusers[asked, budget]
@@ -172,9 +173,10 @@ class SpatialClip:
     def fuse(
         self, images: Picture | Sequence[Picture], pyramid: Pyramid | None = None, budget: int | None = None
     ) -> list[Float[np.ndarray, "_ _ e"]]:
-        """The best dense maps there are without training: windows at several sizes, one map a picture, unit length.
+        """Dense maps by sliding windows at several sizes, a list of one a picture, unit length, in many passes each.
 
-        images: of any sizes; pictures of like size go through the tower together. pyramid, budget: see `fuser`.
+        images: of any sizes; pictures of like size go through the tower together, and the first of a size are compiled
+        for, eight times at most. pyramid, budget: see `fuser`.
         """
         pictures = decoded(images)
         found = self.fuser(pyramid, budget).maps(pictures)
@@ -192,16 +194,18 @@ class SpatialClip:
         """Which phrase fits each pixel best, of as many as there are: edges follow the picture's own colours.
 
         Phrases are taken some at a time, so that thousands of them fit into the budget. Unlike `segment`, no map of
-        each phrase is kept and there is no background; `total` gives probabilities, see PixelLabels. pyramid, budget:
-        see `fuser`. ValueError also for a budget that is too small.
+        each phrase is kept and there is no background. Generic phrases are subtracted as there. pyramid, budget: see
+        `fuser`. ValueError also for a budget that is too small.
         """
+        asked = Upsampling() if upsampling is None else upsampling
+        if not isinstance(asked, Upsampling):
+            raise ValueError(f"upsampling must be an Upsampling or None, got {upsampling!r}")
         texts, pixels, fuser = checked_phrases(phrases), pixels_of(image), self.fuser(pyramid, budget)
         vectors = self._phrases(texts)
         generic = self._generic()
         if generic is not None:
             vectors = vectors - generic.mean(0)
         ((_, tokens),) = fuser.maps([pixels])
-        asked = Upsampling() if upsampling is None else upsampling
         rows = rows_within(fuser.spare, tokens.shape, len(vectors), pixels.shape[:2], asked.radius)
         return PixelLabels(*jax.device_get(label_pixels(tokens, vectors, pixels, asked, rows=rows)))
 
@@ -305,6 +309,13 @@ class SpatialClip:
 
     def _generic(self) -> Float[Array, "m e"] | None:
         return self.encode_text(GENERIC_PHRASES) if self.settings.generic else None
+
+
+def _known_dtype(dtype: DTypeLike) -> jnp.dtype:
+    with contextlib.suppress(TypeError):
+        if jnp.dtype(dtype).name in DTYPES:
+            return jnp.dtype(dtype)
+    raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
 def _vision_definition(spec: ClipSpec, dtype: DTypeLike) -> Any:

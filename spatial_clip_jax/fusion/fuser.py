@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from spatial_clip_jax.fusion.budget import MIB, default_budget, held_bytes, likely_bytes
@@ -42,6 +43,12 @@ MOST_PICTURES = 32
 MOST_BUCKETS = 8  # compiled for; what comes later takes the smallest that holds it
 
 
+def check_budget(budget: Any) -> None:
+    """ValueError unless this is a positive whole number, of bytes, or None."""
+    if budget is not None and (type(budget) is not int or budget < 1):
+        raise ValueError(f"budget must be a positive whole number of bytes, or None, got {budget!r}")
+
+
 class OverBudget(ValueError):
     """Pictures do not fit into the budget, even with one window at once."""
 
@@ -60,8 +67,8 @@ class Program:
 class Fuser:
     """Fuses pictures of mixed sizes by a frozen tower's sliding windows.
 
-    A program is compiled for the first pictures of every bucket (`layout.bucket_of`) and kept. Pictures are uploaded
-    once, as they are; nothing comes back before the fused map.
+    Two programs at most are compiled for every bucket (`layout.bucket_of`) and kept: for one picture, or fewer than there
+    are devices, and for more. Pictures are uploaded once, as they are; nothing comes back before the fused map.
 
     Attributes:
       budget: bytes of each device's memory that parameters, pictures, maps and the tower's work may take together; None
@@ -81,12 +88,14 @@ class Fuser:
     ):
         """mesh: with an axis "data", over which pictures, or the windows of few, are spread; None for one device.
 
-        ValueError for a read-out that the towers do not have, or a budget that is no positive number of bytes.
+        ValueError for a read-out that the towers do not have, a budget that is no positive number of bytes, or a mesh
+        without such an axis or with Explicit ones.
         """
         self.pyramid = Pyramid() if pyramid is None else pyramid
         towers.check(self.pyramid.readout)
-        if budget is not None and (type(budget) is not int or budget < 1):
-            raise ValueError(f"budget must be a positive whole number of bytes, or None, got {budget!r}")
+        check_budget(budget)
+        if mesh is not None and ("data" not in mesh.axis_names or set(mesh.axis_types) != {AxisType.Auto}):
+            raise ValueError(f"mesh must have an axis 'data', and axes of type Auto (train.sharding.make_mesh): {mesh}")
         self.towers, self.mesh, self.spec = towers, mesh, towers.spec
         self.devices = 1 if mesh is None else mesh.shape["data"]
         device = mesh.devices.flat[0] if mesh else jax.local_devices()[0]
@@ -96,7 +105,7 @@ class Fuser:
         self.params = params if mesh is None else jax.device_put(params, NamedSharding(mesh, jax.P()))
         shares = np.array(self.pyramid.shares, np.float32)
         self.shares = jax.device_put(shares, None if mesh is None else NamedSharding(mesh, jax.P()))
-        self.programs: dict[tuple[Bucket, int, int], Program] = {}
+        self.programs: dict[tuple[Bucket, bool], Program] = {}
         self.windows_read = 0
         self.buckets: list[Bucket] = []
         self._sizes: dict[Bucket, int] = {}
@@ -111,12 +120,18 @@ class Fuser:
 
         Maps are cut to their grid on the host, since a device would compile the cut for every size.
         """
+        for picture in pictures:
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                given = f"{picture.dtype} of shape {picture.shape}"
+                raise ValueError(f"pictures must be (H, W, 3) uint8 arrays, got {given}")
         for numbers in self._groups([picture.shape[:2] for picture in pictures]):
             group = [pictures[number] for number in numbers]
             fused = jax.device_get(self.run(group))
-            for place, (number, picture) in enumerate(zip(numbers, group, strict=True)):
+            shards = self._shards(self.program([picture.shape[:2] for picture in group]).spread)
+            dealt = np.moveaxis(fused.reshape(shards, -1, *fused.shape[1:]), 0, 1).reshape(fused.shape)
+            for number, picture, one in zip(numbers, group, dealt, strict=False):
                 rows, columns = self.grid(picture.shape[:2])
-                yield number, np.array(fused[place, :rows, :columns])
+                yield number, np.array(one[:rows, :columns])
 
     def run(self, group: Sequence[Pixels]) -> Float[Array, "b R C e"]:
         """The maps of some pictures on the device, uncut; all by one program."""
@@ -151,16 +166,19 @@ class Fuser:
 
         ValueError if one window at once would take more than the budget.
         """
+        if not sizes:
+            raise ValueError("there is no picture to fuse; give at least one")
         self._learn(sizes)
-        bucket = functools.reduce(joined, (self._bucket(size) for size in sizes))
-        full = self.group_size(bucket)
-        count = sum(window_count(size, self.pyramid, self.spec) for size in sizes)
-        at_once = self.most if len(sizes) == full > 1 else best_chunk(-(-count // self.devices), self.most)
-        for key in ((bucket, len(sizes), at_once), (bucket, full, self.most)):
-            if key in self.programs and self.programs[key].pictures >= len(sizes):
-                return self.programs[key]
-        self.programs[bucket, len(sizes), at_once] = found = self._fitting(bucket, len(sizes), at_once)
-        return found
+        bucket, count = functools.reduce(joined, (self._bucket(size) for size in sizes)), len(sizes)
+        few = count < max(2, self.devices)
+        if (bucket, few) not in self.programs:
+            room = self.devices if few else max(count, self.group_size(bucket))
+            windows = sum(window_count(size, self.pyramid, self.spec) for size in sizes)
+            at_once = self.most if count == room > 1 else best_chunk(-(-windows // self.devices), self.most)
+            self.programs[bucket, few] = self._fitting(bucket, room, at_once, "windows" if few else "pictures")
+        if self.programs[bucket, few].pictures < count:
+            raise OverBudget(f"{count} pictures are too many at once; {self.group_size(bucket)} of their sizes fit")
+        return self.programs[bucket, few]
 
     def _groups(self, sizes: Sequence[Grid]) -> Iterator[list[int]]:
         """Numbers of pictures that are fused together."""
@@ -181,12 +199,16 @@ class Fuser:
         except OverBudget:
             if len(numbers) == 1:
                 raise
-            half = len(numbers) // 2
+            half, bucket = len(numbers) // 2, self._bucket(sizes[numbers[0]])
+            self._sizes[bucket] = min(self._sizes[bucket], max(1, half // self.devices) * self.devices)
             yield from self._within_budget(numbers[:half], sizes)
             yield from self._within_budget(numbers[half:], sizes)
 
     def _learn(self, sizes: Sequence[Grid]) -> None:
-        """New buckets for pictures of new sizes, while there are few."""
+        """New buckets for pictures of new sizes, while there are few; ValueError for what is no size."""
+        for size in sizes:
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"a picture's size is (height, width), at least 1 pixel each, got {size}")
         fresh = [size for size in sizes if bucket_of(size) not in self.buckets]
         room = MOST_BUCKETS - len(self.buckets)
         if fresh and room > 0:
@@ -200,21 +222,20 @@ class Fuser:
             self.buckets.append(held)
         return held
 
-    def _fitting(self, bucket: Bucket, pictures: int, at_once: int) -> Program:
+    def _fitting(self, bucket: Bucket, pictures: int, at_once: int, spread: str) -> Program:
         """The program with as many windows at once, up to `at_once`, as fit into the budget."""
-        program = self._compiled(bucket, pictures, at_once)
+        program = self._compiled(bucket, pictures, at_once, None if self.mesh is None else spread)
         if program.held <= self.budget:
             return program
         if at_once > 1:
-            return self._fitting(bucket, pictures, at_once // 2)
+            return self._fitting(bucket, pictures, at_once // 2, spread)
         raise OverBudget(
             f"{pictures} pictures of up to {bucket.canvas[0]} x {bucket.canvas[1]} pixels at scales "
-            f"{self.pyramid.scales} take {program.held / MIB:.0f} MiB, one window at once, more than the budget of "
-            f"{self.budget / MIB:.0f} MiB: use smaller scales or pictures, or a larger budget"
+            f"{self.pyramid.scales} take {program.held / MIB:.1f} MiB, parameters among them and one window at once, "
+            f"more than the budget of {self.budget} bytes: use smaller scales or pictures, or a larger budget"
         )
 
-    def _compiled(self, bucket: Bucket, pictures: int, at_once: int) -> Program:
-        spread = None if self.mesh is None else "pictures" if pictures % self.devices == 0 else "windows"
+    def _compiled(self, bucket: Bucket, pictures: int, at_once: int, spread: str | None) -> Program:
         layout = self._layout(bucket, pictures, at_once, spread)
         start = time.monotonic()
         views = self._placed(self._laid_out([], layout, spread), spread)
@@ -227,8 +248,7 @@ class Fuser:
 
     def _layout(self, bucket: Bucket, pictures: int, at_once: int, spread: str | None) -> Layout:
         """Shapes on one device."""
-        shards = self.devices if spread == "pictures" else 1
-        layout = layout_of(bucket, pictures // shards, at_once, self.pyramid, self.spec)
+        layout = layout_of(bucket, pictures // self._shards(spread), at_once, self.pyramid, self.spec)
         if spread != "windows":
             return layout
         return replace(layout, windows=-(-layout.windows // self.devices // at_once) * at_once)
@@ -238,10 +258,13 @@ class Fuser:
         if spread == "windows":
             whole = replace(layout, windows=layout.windows * self.devices)
             return deal(lay_out(group, whole, self.pyramid, self.spec), self.devices)
-        shards = self.devices if spread else 1
-        parts = [group[shard * layout.pictures :][: layout.pictures] for shard in range(shards)]
-        views = [lay_out(part, layout, self.pyramid, self.spec) for part in parts]
+        shards = self._shards(spread)
+        views = [lay_out(group[shard::shards], layout, self.pyramid, self.spec) for shard in range(shards)]
         return Views(*(np.concatenate(arrays) for arrays in zip(*views, strict=True)))
+
+    def _shards(self, spread: str | None) -> int:
+        """Into how many parts pictures are dealt out."""
+        return self.devices if spread == "pictures" else 1
 
     def _placed(self, views: Views, spread: str | None) -> Views:
         if self.mesh is None:

@@ -24,6 +24,8 @@ from spatial_clip_jax.models.checks import check_positive, check_whole
 
 AnyArray = Array | np.ndarray
 FLOAT = 4
+MAX_RADIUS = 4  # 81 neighbours: more take long to compile, and say little
+LEAST_DEVIATION = 0.01  # narrower ones listen to one token alone
 PHRASES = 64  # at once, where there are many
 SHARE = 0.25  # of the budget beside what is given and found, that one step's arrays may take: several live at once
 
@@ -43,18 +45,28 @@ class Upsampling:
     color: float = 0.1
 
     def __post_init__(self) -> None:
-        check_whole(self, "radius", high=16)
+        check_whole(self, "radius", high=MAX_RADIUS)
         check_positive(self, "sigma", "color")
+        if min(self.sigma, self.color) < LEAST_DEVIATION:
+            raise ValueError(f"sigma and color must be at least {LEAST_DEVIATION}, got {self.sigma} and {self.color}")
 
 
 class PixelLabels(NamedTuple):
-    """What every pixel is: the number of the phrase that fits it best, its similarity, and the logarithm of the sum of
-    exp(scale * similarity) over all phrases, so that exp(scale * similarity - total) is its probability.
+    """What every pixel is: the number of the phrase that fits it best, its similarity, and its probability among all
+    phrases.
     """
 
     labels: Int[Array, "H W"]
     similarity: Float[Array, "H W"]
-    total: Float[Array, "H W"]
+    probability: Float[Array, "H W"]
+
+
+class _Found(NamedTuple):
+    """The best phrase of those seen so far, its similarity, and log sum exp(scale * similarity) over them."""
+
+    labels: Int[Array, "*n"]
+    similarity: Float[Array, "*n"]
+    total: Float[Array, "*n"]
 
 
 class _Axis(NamedTuple):
@@ -140,12 +152,13 @@ def label_pixels(
     def label(strip: Array) -> PixelLabels:
         weights, near = weigh(strip), _near(tokens, strip, upsampling, strips)
 
-        def better(found: PixelLabels, number: Array) -> tuple[PixelLabels, None]:
+        def better(found: _Found, number: Array) -> tuple[_Found, None]:
             phrase = number * blocks.shape[1] + jnp.arange(blocks.shape[1])
             fit = _mixed(weights, _similarities(near, blocks[number]))
             return _better(found, jnp.where(phrase < len(text), fit, -jnp.inf), phrase, scale), None
 
-        return jax.lax.scan(better, _nothing(weights.shape[:4]), jnp.arange(len(blocks)))[0]
+        found = jax.lax.scan(better, _nothing(weights.shape[:4]), jnp.arange(len(blocks)))[0]
+        return PixelLabels(found.labels, found.similarity, jnp.exp(scale * found.similarity - found.total))
 
     return PixelLabels(*map(strips.joined, jax.lax.map(label, jnp.arange(strips.number))))
 
@@ -245,18 +258,18 @@ def _mixed(weights: Float[Array, "rows p w q n"], near: Float[Array, "y x k"]) -
     return jnp.einsum("rpwqn,rwnk->rpwqk", weights, _neighbours(near, radius), precision="highest")
 
 
-def _nothing(shape: tuple[int, ...]) -> PixelLabels:
+def _nothing(shape: tuple[int, ...]) -> _Found:
     least = jnp.full(shape, -jnp.inf)
-    return PixelLabels(jnp.zeros(shape, jnp.int32), least, least)
+    return _Found(jnp.zeros(shape, jnp.int32), least, least)
 
 
 def _better(
-    found: PixelLabels, fit: Float[Array, "rows p w q k"], phrase: Int[Array, " k"], scale: float | Array
-) -> PixelLabels:
+    found: _Found, fit: Float[Array, "rows p w q k"], phrase: Int[Array, " k"], scale: float | Array
+) -> _Found:
     """What was found before, and some more phrases."""
     best = fit.max(-1)
     # The first phrase of that similarity; argmax itself is compiled to a scalar loop on a CPU.
     which = jnp.where(fit == best[..., None], phrase, jnp.iinfo(jnp.int32).max).min(-1)
     labels = jnp.where(best > found.similarity, which, found.labels)
     total = scale * best + jnp.log(jnp.exp(scale * (fit - best[..., None])).sum(-1))
-    return PixelLabels(labels, jnp.maximum(best, found.similarity), jnp.logaddexp(found.total, total))
+    return _Found(labels, jnp.maximum(best, found.similarity), jnp.logaddexp(found.total, total))

@@ -10,11 +10,12 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from spatial_clip_jax.fusion.budget import default_budget, held_bytes
 from spatial_clip_jax.fusion.encoders import Towers
 from spatial_clip_jax.fusion.fuser import MOST_BUCKETS, Fuser, OverBudget
-from spatial_clip_jax.fusion.layout import PADDING, window_count
+from spatial_clip_jax.fusion.layout import PADDING, bucket_of, window_count
 from spatial_clip_jax.fusion.pyramid import Pyramid
 from spatial_clip_jax.models.params import init_module, split_params
 from spatial_clip_jax.models.spec import VisionSpec
@@ -52,11 +53,14 @@ def compilations():
     return counted
 
 
-def test_mixed_pictures_are_compiled_for_few_times_and_come_out_as_alone(given, compilations):
+def test_mixed_pictures_are_compiled_for_few_times_and_come_out_as_alone(given, compilations, monkeypatch):
+    assert MOST_BUCKETS == 8
+    monkeypatch.setattr("spatial_clip_jax.fusion.fuser.MOST_BUCKETS", 4)
     mixed = pictures(40)
+    assert len({bucket_of(picture.shape[:2]) for picture in mixed}) > 8
     fuser, before = Fuser(*given, PYRAMID), len(compilations)
     found = dict(fuser.maps(mixed))
-    assert 1 <= len(compilations) - before <= MOST_BUCKETS
+    assert 1 <= len(compilations) - before <= 4
     assert sorted(found) == list(range(40))
     count = sum(window_count(picture.shape[:2], PYRAMID, SPEC) for picture in mixed)
     assert count <= fuser.windows_read <= (1 + PADDING) * count
@@ -80,7 +84,7 @@ def test_what_comes_later_takes_a_program_that_holds_it(given, monkeypatch):
 
 
 def test_after_warming_up_nothing_is_compiled(given, compilations):
-    mixed = pictures(6, seed=2)
+    mixed = pictures(4, seed=2)
     fuser = Fuser(*given, PYRAMID)
     fuser.warm_up([picture.shape[:2] for picture in mixed])
     before = len(compilations)
@@ -104,13 +108,41 @@ def test_a_budget_is_kept_by_fewer_windows_or_pictures_at_once(given):
 
 
 def test_what_does_not_fit_is_refused_with_what_it_takes(given):
-    with pytest.raises(OverBudget, match=r"1 pictures of up to 64 x 64 .* take \d+ MiB, one window at once, more than"):
+    refused = r"1 pictures of up to 64 x 64 .* take [\d.]+ MiB, .*than the budget of 10000 bytes"
+    with pytest.raises(OverBudget, match=refused):
         list(Fuser(*given, PYRAMID, budget=10_000).maps(pictures(1, low=60, high=64)))
     for budget in (0, -1):
         with pytest.raises(ValueError, match="budget must be a positive whole number of bytes"):
             Fuser(*given, PYRAMID, budget=budget)
     with pytest.raises(ValueError, match="unknown read-out 'none'"):
         Fuser(*given, Pyramid(readout="none"))
+
+
+def test_the_number_of_pictures_does_not_matter_for_what_is_compiled(given):
+    fuser = Fuser(*given, PYRAMID)
+    for count in (1, 2, 5, 7, 1, 40):
+        fuser.warm_up([(30, 30)] * count)
+    assert len(fuser.programs) == 2
+
+
+def test_what_are_no_pictures_or_sizes_is_said(given):
+    fuser = Fuser(*given, PYRAMID)
+    for wrong in (np.zeros((9, 9, 3)), np.zeros((9, 9, 1), np.uint8), np.zeros((9, 9), np.uint8)):
+        with pytest.raises(ValueError, match=r"must be \(H, W, 3\) uint8 arrays, got .* of shape \(9, 9"):
+            _unchecked(fuser.maps, [wrong])
+    for size in ((0, 5), (-3, 5)):
+        with pytest.raises(ValueError, match=r"size is \(height, width\), at least 1 pixel each"):
+            fuser.warm_up([size])
+    with pytest.raises(ValueError, match="there is no picture to fuse"):
+        fuser.run([])
+    for mesh in (jax.make_mesh((1,), ("data",)), jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))):
+        with pytest.raises(ValueError, match="mesh must have an axis 'data', and axes of type Auto"):
+            Fuser(*given, PYRAMID, mesh=mesh)
+
+
+def _unchecked(maps, pictures):
+    """As users call it, without the tests' check of annotations."""
+    return list(maps.__wrapped__(maps.__self__, pictures))
 
 
 def test_by_default_half_of_what_is_free():

@@ -86,7 +86,8 @@ def test_labels_are_the_best_phrase_of_all_however_they_are_streamed(monkeypatch
     found = label_pixels(jnp.asarray(maps), text, guide, Upsampling(color=0.3), scale=3.0, rows=rows)
     np.testing.assert_array_equal(found.labels, fit.argmax(-1))
     np.testing.assert_allclose(found.similarity, fit.max(-1), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found.total, np.log(np.exp(3 * fit).sum(-1)), atol=1e-4)
+    odds = np.exp(3 * fit)
+    np.testing.assert_allclose(found.probability, odds.max(-1) / odds.sum(-1), rtol=1e-3)
     streamed = list(stream_maps(maps, text, guide, Upsampling(color=0.3)))
     assert [first for first, _ in streamed] == list(range(0, phrases, 6))
     maps = np.concatenate([part for _, part in streamed])
@@ -99,7 +100,7 @@ def test_an_odd_phrase_out_is_noticed():
     found = label_pixels(jnp.asarray(maps), text, guide, Upsampling(), scale=0.1)
     without = label_pixels(jnp.asarray(maps), text[:-1], guide, Upsampling(), scale=0.1)
     assert (found.labels == 8).any() and (without.labels != 8).all()
-    assert (found.total > without.total).all()
+    assert (found.probability < without.probability)[found.labels != 8].all()
 
 
 @pytest.mark.parametrize("phrases", [100, 10_000])
@@ -114,6 +115,6 @@ def test_memory_does_not_grow_with_the_phrases_beyond_the_budget(phrases):
 
 
 def test_settings_that_are_none_are_refused():
-    for wrong in ({"radius": 0}, {"sigma": 0.0}, {"color": -1.0}):
-        with pytest.raises(ValueError, match="radius must be a whole number|must be a positive number"):
+    for wrong in ({"radius": 0}, {"radius": 5}, {"sigma": 0.0}, {"color": -1.0}, {"color": 1e-25}):
+        with pytest.raises(ValueError, match="radius must be a whole number|must be a positive number|at least 0.01"):
             Upsampling(**wrong)

@@ -17,7 +17,7 @@ from spatial_clip_jax.train.sharding import make_mesh
 def small(*sections):
     config = fusion.get_config("model=tiny")
     config.sections, config.repetitions, config.batches, config.compile_torch = sections, 1, (1, 2), False
-    config.side, config.latencies, config.pictures, config.phrases = 96, 2, 6, 3
+    config.side, config.latencies, config.pictures, config.phrases = 96, 2, 3, 3
     config.memory = dict(budgets_gib=(0.5,), side=256, phrases=70, scales=(4.0,), overlap=0.5)
     return config
 
@@ -53,7 +53,7 @@ def test_memory_and_compilations_are_within_what_is_promised(found):
     assert 0 < row["compiled_mib"] <= 512 and 0 < row["measured_mib"] <= 512
     mixed = found["compilations"]["mixed pictures"]
     assert 1 <= mixed["compilations"] <= 8 and mixed["blank_windows"] < mixed["windows"]
-    assert found["floors"]["tflop_per_second_float32"] > 0 and found["environment"]["platform"] == jax.default_backend()
+    assert min(found["machine"].values()) > 0
 
 
 @pytest.mark.parametrize(
