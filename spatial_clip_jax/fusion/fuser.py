@@ -67,8 +67,8 @@ class Program:
 class Fuser:
     """Fuses pictures of mixed sizes by a frozen tower's sliding windows.
 
-    Two programs at most are compiled for every bucket (`layout.bucket_of`) and kept: for one picture, or fewer than there
-    are devices, and for more. Pictures are uploaded once, as they are; nothing comes back before the fused map.
+    Two programs at most are compiled for every bucket (`layout.bucket_of`) and kept: for one picture, or fewer than
+    there are devices, and for more. Pictures are uploaded once, as they are; nothing comes back before the fused map.
 
     Attributes:
       budget: bytes of each device's memory that parameters, pictures, maps and the tower's work may take together; None
