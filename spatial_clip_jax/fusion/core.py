@@ -8,7 +8,9 @@ alignment survives; all in fp32:
   dense map say where: window embeddings are pooled with the read-out's own affinities.
 
 Everything here is jitted by the caller with the plan as a static argument. Windows form grids, so that
-cutting, resizing and blending are two small matrix products a scale, one an axis.
+cutting, resizing and blending are two small matrix products a scale, one an axis. Views of a batch have one
+size, as training has them, and the batch stays sharded as it is; pictures of any sizes, at several sizes
+each and within a budget, are the matter of `slide`.
 """
 
 from collections.abc import Callable

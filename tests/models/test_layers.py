@@ -2,6 +2,7 @@
 
 import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from spatial_clip_jax.models.layers import (
     LayerNorm,
     activate,
     attention,
+    product,
     resolve_attention,
 )
 from spatial_clip_jax.models.positions import resize_position_table
@@ -130,3 +132,24 @@ def test_position_table_resizes_as_either_library_does(grid: tuple[int, int]):
 def test_position_table_that_fits_is_untouched():
     table = jnp.asarray(draw(0, 50, 6))
     assert resize_position_table(table, (7, 7), "huggingface") is table
+
+
+def test_the_gradient_of_attention_is_that_of_the_formula():
+    q, k, v, along = (torch.from_numpy(draw(seed, 2, 7, 3, 4)) for seed in range(4))
+    for given in (q, k, v):
+        given.requires_grad_()
+    swapped = (given.transpose(1, 2) for given in (q, k, v))
+    (functional.scaled_dot_product_attention(*swapped).transpose(1, 2) * along).sum().backward()
+    found = jax.grad(lambda *given: (attention(*given) * along.numpy()).sum(), (0, 1, 2))(
+        *(jnp.asarray(given.detach().numpy()) for given in (q, k, v))
+    )
+    for one, given in zip(found, (q, k, v), strict=True):
+        np.testing.assert_allclose(one, given.grad.numpy(), atol=1e-6)
+
+
+def test_products_of_half_precision_are_accumulated_in_fp32():
+    """Which a CPU's kernels for half precision need; the sum of 4,096 ones and a half is not rounded to bfloat16."""
+    left = jnp.concatenate([jnp.ones((1, 4096)), jnp.full((1, 1), 0.5)], axis=1).astype(jnp.bfloat16)
+    found = product(left, jnp.ones((4097, 1), jnp.bfloat16))
+    assert found.dtype == jnp.float32 and float(found[0, 0]) == 4096.5
+    assert product(left.astype(jnp.float32), jnp.ones((4097, 1))).dtype == jnp.float32
