@@ -263,9 +263,7 @@ def _nothing(shape: tuple[int, ...]) -> _Found:
     return _Found(jnp.zeros(shape, jnp.int32), least, least)
 
 
-def _better(
-    found: _Found, fit: Float[Array, "rows p w q k"], phrase: Int[Array, " k"], scale: float | Array
-) -> _Found:
+def _better(found: _Found, fit: Float[Array, "rows p w q k"], phrase: Int[Array, " k"], scale: float | Array) -> _Found:
     """What was found before, and some more phrases."""
     best = fit.max(-1)
     # The first phrase of that similarity; argmax itself is compiled to a scalar loop on a CPU.
