@@ -87,7 +87,9 @@ def tower(bench: Bench) -> Rows:
         found = _medians(runs, bench)
         apart = _apart(rival.result(Job("tower", 1)), bench.model.encode_image(view))
     rows = {name: {"seconds": found[name] / int(name.split(", ")[1].split()[0])} for name in runs}
-    return _with_ratios(rows, _flops(bench, 1)) | {"agreement": {"largest difference of unit vectors": apart}}
+    window = jax.ShapeDtypeStruct((1, bench.native, bench.native, 3), jnp.uint8)
+    flops = costs_of(embed_images.lower(bench.model.towers, bench.model.params, window).compile()).flops
+    return _with_ratios(rows, flops) | {"agreement": {"largest difference of unit vectors": apart}}
 
 
 def fusion(bench: Bench) -> Rows:
@@ -107,10 +109,9 @@ def fusion(bench: Bench) -> Rows:
     }
     found = _medians(runs, bench)
     rows: Rows = {name: {"seconds": found[name], "ratio": found[name] / found["tower alone"]} for name in runs}
+    flops = _flops(bench, count)
     for row in rows.values():
-        row |= {"windows": count, "tflop_per_second": _flops(bench, count) / row["seconds"] / 1e12} | _utilisation(
-            _flops(bench, count) / row["seconds"]
-        )
+        row |= {"windows": count} | _speed(flops / row["seconds"])
     return rows
 
 
@@ -240,16 +241,18 @@ def _flops(bench: Bench, count: int) -> float:
     return count * costs_of(read.lower(params, window).compile()).flops
 
 
-def _utilisation(flops_per_second: float) -> dict[str, float]:
+def _speed(flops_per_second: float) -> dict[str, float]:
+    """In TFLOP/s, and of the device's peak where that is known."""
     peak = PEAKS.get(jax.devices()[0].device_kind)
-    return {"utilisation": flops_per_second / peak} if peak else {}
+    speed = {"tflop_per_second": flops_per_second / 1e12}
+    return speed | ({"utilisation": flops_per_second / peak} if peak else {})
 
 
 def _with_ratios(rows: Rows, flops: float) -> Rows:
     """How many times as fast as each row of PyTorch our best one is, and what that is in arithmetic."""
     best = min(row["seconds"] for name, row in rows.items() if name.startswith("jax"))
     for name, row in rows.items():
-        row |= {"tflop_per_second": flops / row["seconds"] / 1e12} | _utilisation(flops / row["seconds"])
+        row |= _speed(flops / row["seconds"])
         row |= {"jax_is_faster": row["seconds"] / best} if name.startswith("torch") else {}
     return rows
 

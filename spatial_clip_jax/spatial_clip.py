@@ -52,9 +52,9 @@ class SpatialClip:
     """A CLIP that also says where.
 
     Pictures are (H, W, 3) uint8 arrays, PIL images or paths, of any size and aspect; where several are taken they must
-    share one size. `readout` is the one used where none is named: the adapter's if one is loaded. `settings` are the
-    input scale and thresholds of the tasks (chosen on validation pictures when an adapter is trained). Embeddings and
-    dense maps stay on the device; what the tasks give is NumPy.
+    share one size, but for `fuse`. `readout` is the one used where none is named: the adapter's if one is loaded.
+    `settings` are the input scale and thresholds of the tasks (chosen on validation pictures when an adapter is
+    trained). Embeddings and one-pass dense maps stay on the device; what `fuse` and the tasks give is NumPy.
     """
 
     def __init__(self, spec: ClipSpec, params: Params, tokenizer_file: Path | None, dtype: DTypeLike = "float32"):

@@ -192,6 +192,11 @@ def unit_length(vectors: Float[Array, "*batch e"]) -> Float[Array, "*batch e"]:
     return vectors * jax.lax.rsqrt(jnp.maximum(squares, LENGTH_FLOOR**2))
 
 
+def window_profile(phase: np.ndarray) -> np.ndarray:
+    """Weights of a window's tokens along an axis, `phase` from 0 to 1 across it: a raised cosine, nowhere zero."""
+    return PROFILE_FLOOR + (1.0 - PROFILE_FLOOR) * (0.5 - 0.5 * np.cos(2.0 * np.pi * phase))
+
+
 def _contract(subscripts: str, left: Array | np.ndarray, right: Array) -> Array:
     # "highest", because the default of GPUs and TPUs rounds fp32 operands to 10 or 7 bits.
     return jnp.einsum(subscripts, left, right.astype(jnp.float32), precision="highest")
@@ -242,8 +247,7 @@ def _overlap_matrices(plan: Plan) -> list[tuple[np.ndarray, np.ndarray]]:
         whole = np.zeros_like(first), np.full_like(first, plan.window_tokens)
         resize = axis_weights(whole, (first, last), size=plan.window_tokens, out=tokens, kernel=linear)
         phase = (np.arange(tokens) + 0.5 - first[:, None]) / (last - first)[:, None]
-        bell = 0.5 - 0.5 * np.cos(2.0 * np.pi * phase)
-        weight = np.where((phase > 0) & (phase < 1), PROFILE_FLOOR + (1.0 - PROFILE_FLOOR) * bell, 0.0)
+        weight = np.where((phase > 0) & (phase < 1), window_profile(phase), 0.0)
         return _fp32(resize * (weight / weight.sum(0))[..., None])
 
     rows, columns = plan.tokens

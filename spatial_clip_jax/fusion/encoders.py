@@ -107,7 +107,7 @@ def slid_maps(
     """Dense maps of pictures at several sizes, fused from sliding windows, see `slide.slide`.
 
     spread: over the axis "data" of the mesh that is set, "pictures" or "windows"; the layout is then of one device, and
-    there is a number of windows for each in `views.count`. None for one device.
+    there is a number of windows for each in `views.counts`. None for one device.
     """
     reader = _window_reader(towers, params, pyramid)
     over = "data" if spread == "windows" else None
@@ -117,10 +117,15 @@ def slid_maps(
 
     if spread is None:
         return run(views, shares)
+    given = view_specs(spread)
+    return jax.shard_map(run, in_specs=(given, jax.P()), out_specs=given.pixels, check_vma=False)(views, shares)
+
+
+def view_specs(spread: str) -> Views:
+    """How each field of the views lies over the mesh's axis "data" where "pictures" or "windows" are spread."""
     split = jax.P("data")
     pictures = split if spread == "pictures" else jax.P()
-    given = Views(pictures, pictures, pictures, split, split)
-    return jax.shard_map(run, in_specs=(given, jax.P()), out_specs=pictures, check_vma=False)(views, shares)
+    return Views(pictures, pictures, pictures, split, split)
 
 
 def _window_reader(towers: Towers, params: Params, pyramid: Pyramid) -> Reader:

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from spatial_clip_jax.fusion.budget import MIB, default_budget, held_bytes, likely_bytes
-from spatial_clip_jax.fusion.encoders import Towers, read_pixels, slid_maps
+from spatial_clip_jax.fusion.encoders import Towers, read_pixels, slid_maps, view_specs
 from spatial_clip_jax.fusion.layout import (
     PADDING,
     Bucket,
@@ -124,28 +124,24 @@ class Fuser:
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
                 given = f"{picture.dtype} of shape {picture.shape}"
                 raise ValueError(f"pictures must be (H, W, 3) uint8 arrays, got {given}")
-        for numbers in self._groups([picture.shape[:2] for picture in pictures]):
+        for numbers, program in self._groups([picture.shape[:2] for picture in pictures]):
             group = [pictures[number] for number in numbers]
-            fused = jax.device_get(self.run(group))
-            shards = self._shards(self.program([picture.shape[:2] for picture in group]).spread)
+            fused, shards = jax.device_get(self._run(group, program)), self._shards(program.spread)
             dealt = np.moveaxis(fused.reshape(shards, -1, *fused.shape[1:]), 0, 1).reshape(fused.shape)
             for number, picture, one in zip(numbers, group, dealt, strict=False):
                 rows, columns = self.grid(picture.shape[:2])
                 yield number, np.array(one[:rows, :columns])
 
     def run(self, group: Sequence[Pixels]) -> Float[Array, "b R C e"]:
-        """The maps of some pictures on the device, uncut; all by one program."""
-        program = self.program([picture.shape[:2] for picture in group])
-        views, at_once = self._laid_out(group, program.layout, program.spread), program.layout.chunk
-        self.windows_read += sum(-(-int(count) // at_once) * at_once for count in views.counts)
-        placed = self._placed(views, program.spread)
-        with jax.transfer_guard("disallow"):
-            return program.compiled(self.params, placed, self.shares)
+        """The maps of some pictures on the device, uncut, all by one program; over a mesh they are dealt out to devices
+        like cards, and come back device by device.
+        """
+        return self._run(group, self.program([picture.shape[:2] for picture in group]))
 
     def warm_up(self, sizes: Sequence[Grid]) -> None:
         """Compiles what pictures of these sizes (height, width) need when they come together."""
-        for numbers in self._groups(sizes):
-            self.program([sizes[number] for number in numbers])
+        for _ in self._groups(sizes):
+            pass
 
     def grid(self, size: Grid) -> Grid:
         """Rows and columns of tokens of the fused map of a picture of `size` (height, width) pixels."""
@@ -154,7 +150,8 @@ class Fuser:
     def group_size(self, bucket: Bucket) -> int:
         """Pictures at once: so many that blank windows of the last step are within PADDING, and memory allows."""
         if bucket not in self._sizes:
-            wanted = min(MOST_PICTURES, -(-int((self.most - 1) / PADDING) // self._fewest_windows()))
+            fewest = window_count((1, 1), self.pyramid, self.spec)  # a square has no more than any other picture
+            wanted = min(MOST_PICTURES, -(-int((self.most - 1) / PADDING) // fewest))
             each = max(1, -(-wanted // self.devices))
             while each > 1 and self._likely(bucket, each) > self.budget:
                 each //= 2
@@ -180,8 +177,15 @@ class Fuser:
             raise OverBudget(f"{count} pictures are too many at once; {self.group_size(bucket)} of their sizes fit")
         return self.programs[bucket, few]
 
-    def _groups(self, sizes: Sequence[Grid]) -> Iterator[list[int]]:
-        """Numbers of pictures that are fused together."""
+    def _run(self, group: Sequence[Pixels], program: Program) -> Float[Array, "b R C e"]:
+        views, at_once = self._laid_out(group, program.layout, program.spread), program.layout.chunk
+        self.windows_read += sum(-(-int(count) // at_once) * at_once for count in views.counts)
+        placed = self._placed(views, program.spread)
+        with jax.transfer_guard("disallow"):
+            return program.compiled(self.params, placed, self.shares)
+
+    def _groups(self, sizes: Sequence[Grid]) -> Iterator[tuple[list[int], Program]]:
+        """Numbers of pictures that are fused together, and by which program."""
         self._learn(sizes)
         by_bucket: dict[Bucket, list[int]] = {}
         for number, size in enumerate(sizes):
@@ -191,11 +195,10 @@ class Fuser:
             for first in range(0, len(numbers), each):
                 yield from self._within_budget(numbers[first : first + each], sizes)
 
-    def _within_budget(self, numbers: list[int], sizes: Sequence[Grid]) -> Iterator[list[int]]:
+    def _within_budget(self, numbers: list[int], sizes: Sequence[Grid]) -> Iterator[tuple[list[int], Program]]:
         """These pictures, or each half of them if they take too much together."""
         try:
-            self.program([sizes[number] for number in numbers])
-            yield numbers
+            program = self.program([sizes[number] for number in numbers])
         except OverBudget:
             if len(numbers) == 1:
                 raise
@@ -203,6 +206,8 @@ class Fuser:
             self._sizes[bucket] = min(self._sizes[bucket], max(1, half // self.devices) * self.devices)
             yield from self._within_budget(numbers[:half], sizes)
             yield from self._within_budget(numbers[half:], sizes)
+        else:
+            yield numbers, program
 
     def _learn(self, sizes: Sequence[Grid]) -> None:
         """New buckets for pictures of new sizes, while there are few; ValueError for what is no size."""
@@ -267,11 +272,9 @@ class Fuser:
         return self.devices if spread == "pictures" else 1
 
     def _placed(self, views: Views, spread: str | None) -> Views:
-        if self.mesh is None:
+        if self.mesh is None or spread is None:
             return jax.device_put(views)
-        split, whole = NamedSharding(self.mesh, jax.P("data")), NamedSharding(self.mesh, jax.P())
-        pictures = split if spread == "pictures" else whole
-        return jax.device_put(views, Views(pictures, pictures, pictures, split, split))
+        return jax.device_put(views, Views(*(NamedSharding(self.mesh, spec) for spec in view_specs(spread))))
 
     def _likely(self, bucket: Bucket, pictures: int) -> int:
         layout = layout_of(bucket, pictures, 1, self.pyramid, self.spec)
@@ -282,8 +285,3 @@ class Fuser:
         window = jax.ShapeDtypeStruct((1, self.spec.image_size, self.spec.image_size, 3), np.float32)
         read = functools.partial(read_pixels, self.towers, readout=self.pyramid.readout)
         return jax.eval_shape(lambda params, pixels: read(params, pixels), self.params, window).shape[-1]
-
-    def _fewest_windows(self) -> int:
-        """Of any picture."""
-        squares = self.pyramid.largest_grids((1.0, 1.0), self.spec)
-        return sum(len(self.pyramid.windows(grid, self.spec)) for grid in squares)

@@ -124,7 +124,8 @@ def layout_of(bucket: Bucket, pictures: int, chunk: int, pyramid: Pyramid, spec:
     grids = pyramid.largest_grids(bucket.aspect, spec)
     windows = pictures * sum(len(pyramid.windows(grid, spec)) for grid in grids)
     room = -(-windows // chunk) * chunk
-    shrinks = tuple(_most_shrunk(max(bucket.canvas) / spec.patch_size, min(grid)) for grid in _squares(pyramid, spec))
+    canvas, squares = max(bucket.canvas) / spec.patch_size, pyramid.grids((1, 1), spec)
+    shrinks = tuple(_most_shrunk(canvas, min(grid)) for grid in squares)
     return Layout(pictures, bucket.canvas, grids, room, chunk, shrinks, spec.patch_size, spec.image_size)
 
 
@@ -176,11 +177,6 @@ def _rung(side: int) -> int:
     """The canvas side for a picture's."""
     last = CANVASES[-1]
     return next((rung for rung in CANVASES if side <= rung), -(-side // last) * last)
-
-
-def _squares(pyramid: Pyramid, spec: AnyVisionSpec) -> tuple[Grid, ...]:
-    """The views of a square picture."""
-    return pyramid.largest_grids((1.0, 1.0), spec)
 
 
 def _most_shrunk(canvas: float, tokens: int) -> float:

@@ -6,7 +6,6 @@ their number. Only the tables in `layout.Views` say which windows there are. Con
 vectors throughout, so that text alignment survives; all but the tower in fp32.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from spatial_clip_jax.fusion.core import PROFILE_FLOOR, unit_length
+from spatial_clip_jax.fusion.core import PROFILE_FLOOR, unit_length, window_profile
 from spatial_clip_jax.fusion.layout import Layout, Views
 from spatial_clip_jax.fusion.resample import axis_weights, banded_resize, linear
 
@@ -129,9 +128,8 @@ def combine_scales(
 
 
 def window_weights(tokens: int) -> Float[np.ndarray, "g g"]:
-    """A raised cosine along both axes, which overlapping windows are blended by; nowhere zero."""
-    phase = (np.arange(tokens) + 0.5) / tokens
-    bell = PROFILE_FLOOR + (1.0 - PROFILE_FLOOR) * (0.5 - 0.5 * np.cos(2.0 * math.pi * phase))
+    """What overlapping windows are blended by: `window_profile` along both axes."""
+    bell = window_profile((np.arange(tokens) + 0.5) / tokens)
     return np.outer(bell, bell).astype(np.float32)
 
 
