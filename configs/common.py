@@ -6,6 +6,19 @@ from typing import Any
 REPLICATED = ((".*", "replicate"),)
 # Fully sharded data parallelism: the largest divisible dimension of every array of at least 4 MiB.
 FSDP = ((".*", "fsdp"),)
+# Layers that read the residual stream are split by columns over "model", those that write to it by rows (Megatron-LM,
+# Shoeybi et al. 2019, arXiv 1909.08053). A tower has either of the two kinds of MLP.
+READING, WRITING = r"/(q|k|v|fc1|gate|up)", r"blocks/.*/(out|fc2|down)/kernel$"
+
+
+def _tensor(other: Any, rest: str) -> tuple[Any, ...]:
+    """`other`: the mesh axis of the split kernels' other dimension; `rest`: the spec of everything else."""
+    kernels = rf"blocks/.*{READING}/kernel$", [other, "model"]
+    return kernels, (rf"blocks/.*{READING}/bias$", ["model"]), (WRITING, ["model", other]), (".*", rest)
+
+
+TENSOR, FSDP_TENSOR = _tensor(None, "replicate"), _tensor("fsdp", "fsdp")
+SHARDINGS = {"replicate": REPLICATED, "fsdp": FSDP, "tensor": TENSOR, "fsdp_tensor": FSDP_TENSOR}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.data.sources import Source, open_source
 from spatial_clip_jax.data.stream import PictureStream
 from spatial_clip_jax.evaluate.prompts import embed_phrases
-from spatial_clip_jax.fusion.encoders import Towers, fused_maps
+from spatial_clip_jax.fusion.encoders import Towers, abstract_towers, fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.clip import similarity_scale
+from spatial_clip_jax.models.compute import Compute, stored
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec
-from spatial_clip_jax.spatial_clip import SpatialClip, adapter_definition
+from spatial_clip_jax.spatial_clip import SpatialClip
 from spatial_clip_jax.train.adaptation import adaptation_loss
 from spatial_clip_jax.train.distributed import main_first
 from spatial_clip_jax.train.optimizer import make_optimizer
@@ -83,6 +84,8 @@ def adaptation_task(
     """
     _check_scale(config.scale, model.spec.vision)
     _check_start(config, adapter, refiner.adapter_spec if refiner else None)
+    compute = read_section(Compute, config.compute, "compute")
+    model, refiner = model.computing(compute), refiner and refiner.computing(compute)
     towers, params = model.new_adapter(adapter, config.seed)
     if refiner and config.start == REFINER:
         params = refiner.params["adapter"]
@@ -100,7 +103,8 @@ def check_stages(config: ConfigDict, model: SpatialClip) -> Towers:
 
     The pictures, the mesh and the shardings, which stages share, are checked by the first.
     """
-    stage = earlier_stage(config)
+    stage, compute = earlier_stage(config), read_section(Compute, config.compute, "compute")
+    model = model.computing(compute)
     before = _check_before(stage, model) if stage else model.towers
     settings = read_settings(config)
     make_optimizer(settings.optimizer, settings.steps)
@@ -112,7 +116,7 @@ def check_stages(config: ConfigDict, model: SpatialClip) -> Towers:
         if isinstance(term, RegionText) and not term.nouns and config.data.kind != "scenes":
             nouns_of(source_of(config.data), term)
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
-    towers = Towers(model.spec.vision, model.towers.vision, adapter_definition(adapter, model.spec))
+    towers = abstract_towers(model.spec, compute, adapter)[0]
     _check_start(config, adapter, read_section(AdapterSpec, stage.adapter, "refiner.adapter") if stage else None)
     return towers
 
@@ -203,6 +207,7 @@ def _frozen(
     frozen = {"vision": model.params["vision"]}
     if refiner:
         frozen[REFINER] = refiner.params["adapter"]
+    frozen = stored(frozen, model.compute.dtype)
     for term in terms.values():
         if isinstance(term, RegionText):
             frozen |= _named(model, nouns_of(source, term))

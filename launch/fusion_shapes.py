@@ -5,11 +5,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from spatial_clip_jax.fusion.encoders import Towers, slid_maps
+from spatial_clip_jax.fusion.encoders import abstract_towers, slid_maps
 from spatial_clip_jax.fusion.layout import Views, bucket_of, lay_out, layout_of
 from spatial_clip_jax.fusion.pyramid import Pyramid
-from spatial_clip_jax.models.clip import vision_tower
-from spatial_clip_jax.models.params import abstract_params
+from spatial_clip_jax.models.compute import Compute
 from spatial_clip_jax.models.spec import ClipSpec
 from spatial_clip_jax.train.placement import placed
 from spatial_clip_jax.train.sections import read_section
@@ -28,13 +27,11 @@ def fusion_lowered(config: ConfigDict, spec: ClipSpec, mesh: Mesh) -> jax.stages
     one = lay_out([], layout, pyramid, spec.vision)
     split, whole = (NamedSharding(mesh, place) for place in (jax.P("data"), jax.P()))
     views = Views(*(_struct((devices * len(leaf), *leaf.shape[1:]), leaf.dtype, split) for leaf in one))
-    definition, vision = abstract_params(
-        lambda rngs: vision_tower(spec.vision, spec.embed_dim, rngs=rngs, dtype=jnp.dtype(config.dtype))
-    )
-    params = placed({"vision": vision}, jax.tree.map(lambda _: whole, {"vision": vision}))
+    towers, params = abstract_towers(spec, Compute(config.dtype))
+    params = placed(params, jax.tree.map(lambda _: whole, params))
     shares = _struct((len(pyramid.scales),), jnp.float32, whole)
     with jax.set_mesh(mesh):
-        return slid_maps.lower(Towers(spec.vision, definition), params, views, shares, layout, pyramid, "pictures")
+        return slid_maps.lower(towers, params, views, shares, layout, pyramid, "pictures")
 
 
 def _struct(shape: tuple[int, ...], dtype: object, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

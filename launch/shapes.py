@@ -1,6 +1,5 @@
 """A recipe's stages as shapes: what their steps take and train, without weights, pictures or memory."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,9 @@ from ml_collections import ConfigDict
 
 from launch.adaptation import asked_teachers, earlier_stage, picture_size, read_teaching
 from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
-from spatial_clip_jax.fusion.encoders import Towers
-from spatial_clip_jax.models.adapter import SpatialAdapter
-from spatial_clip_jax.models.clip import vision_tower
-from spatial_clip_jax.models.params import Params, abstract_params
+from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, abstract_towers
+from spatial_clip_jax.models.compute import Compute, stored_shapes
+from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
 from spatial_clip_jax.train.adaptation import adaptation_loss
 from spatial_clip_jax.train.placement import place, placed
@@ -68,17 +66,15 @@ def stage_shapes(config: ConfigDict, spec: ClipSpec) -> list[StageShapes]:
 
 
 def _stage(config: ConfigDict, spec: ClipSpec, refiner: StageShapes | None) -> StageShapes:
-    build = functools.partial(vision_tower, spec.vision, spec.embed_dim)
-    definition, vision = abstract_params(lambda rngs: build(rngs=rngs))
-    adapter = read_section(AdapterSpec, config.adapter, "adapter")
-    branch, params = abstract_params(lambda rngs: SpatialAdapter(adapter, build(rngs=rngs), rngs=rngs))
-    towers = Towers(spec.vision, definition, branch)
-    terms, teachers = read_teaching(config, refiner.towers if refiner else Towers(spec.vision, definition))
-    frozen = {"vision": vision, **({REFINER: refiner.params} if refiner else {})}
+    compute = read_section(Compute, config.compute, "compute")
+    towers, params = abstract_towers(spec, compute, read_section(AdapterSpec, config.adapter, "adapter"))
+    terms, teachers = read_teaching(config, refiner.towers if refiner else abstract_towers(spec, compute)[0])
+    frozen = {"vision": params["vision"], **({REFINER: refiner.params} if refiner else {})}
+    frozen = stored_shapes(frozen, compute.dtype)
     for term in terms.values():
         frozen |= _asked_of_the_frozen(term, spec)
     loss = adaptation_loss(towers, teachers, terms, config.flip)
-    return StageShapes(config, towers, params, frozen, _batch(config, spec, terms), loss)
+    return StageShapes(config, towers, params[ADAPTER], frozen, _batch(config, spec, terms), loss)
 
 
 def _asked_of_the_frozen(term: Any, spec: ClipSpec) -> Params:

@@ -29,7 +29,8 @@ from spatial_clip_jax.fusion.pixels import PixelLabels, Upsampling, label_pixels
 from spatial_clip_jax.fusion.pyramid import Pyramid
 from spatial_clip_jax.fusion.settings import WINDOWS, FusionSettings, average_maps
 from spatial_clip_jax.models.adapter import SpatialAdapter, materialised, merge
-from spatial_clip_jax.models.clip import similarity_scale, vision_tower
+from spatial_clip_jax.models.clip import similarity_scale
+from spatial_clip_jax.models.compute import DTYPES, Compute
 from spatial_clip_jax.models.params import Params, abstract_params, init_module, join_params, split_params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, is_finite
 from spatial_clip_jax.models.text import TextTower
@@ -42,7 +43,6 @@ from spatial_clip_jax.tasks.phrases import checked_phrases, checked_texts, items
 from spatial_clip_jax.tasks.relate import Relation, canonical, relate
 from spatial_clip_jax.tasks.segment import Segmentation, segment
 
-DTYPES = ("float32", "bfloat16")
 # The read-out where no adapter is loaded: the best published one that needs no training, by its own authors' tables.
 TRAINING_FREE = "clearclip"
 MAX_SCALE = 100.0  # of the input: even a native view of one patch has more than resize.MAX_TOKENS there
@@ -58,7 +58,7 @@ class SpatialClip:
     """
 
     def __init__(self, spec: ClipSpec, params: Params, tokenizer_file: Path | None, dtype: DTypeLike = "float32"):
-        self.spec, self.dtype = spec, _known_dtype(dtype)
+        self.spec, self.compute = spec, Compute(_known_dtype(dtype))
         self.tokenizer = load_tokenizer(tokenizer_file) if tokenizer_file else None
         # Its bytes, so that saving needs no file that may be gone by then.
         self.tokenizer_json = tokenizer_file.read_bytes() if tokenizer_file else None
@@ -72,7 +72,7 @@ class SpatialClip:
         self.adapter_spec: AdapterSpec | None = None
         self.clip_params: Params = jax.device_put(params)
         self.params: Params = {"vision": self.clip_params["vision"]}
-        self.towers = Towers(spec.vision, _vision_definition(spec, self.dtype))
+        self.towers = encoders.abstract_towers(spec, self.compute)[0]
         self._fusers: dict[tuple[Pyramid, int | None], Fuser] = {}
         self.readout = _training_free(self.towers)
         self._text = None if spec.text is None else _text_definition(spec)
@@ -85,7 +85,7 @@ class SpatialClip:
         model.adapter_spec, model.settings, model.readout = spec, settings or self.settings, ADAPTER
         model.training = training
         model.params = {**self.params, "adapter": jax.device_put(params)}
-        model.towers = Towers(self.spec.vision, self.towers.vision, adapter_definition(spec, self.spec, self.dtype))
+        model.towers = encoders.abstract_towers(self.spec, self.compute, spec)[0]
         model._fusers = {}
         return model
 
@@ -95,15 +95,22 @@ class SpatialClip:
         model.adapter_spec, model.settings, model.readout = None, Settings(), _training_free(self.towers)
         model.training = None
         model.params = {"vision": self.params["vision"]}
-        model.towers = Towers(self.spec.vision, self.towers.vision)
+        model.towers = encoders.abstract_towers(self.spec, self.compute)[0]
         model._fusers = {}
+        return model
+
+    def computing(self, compute: Compute) -> "SpatialClip":
+        """The same CLIP, which computes so; ValueError if its towers cannot."""
+        model = copy.copy(self)
+        model.compute, model._fusers = compute, {}
+        model.towers = encoders.abstract_towers(self.spec, compute, self.adapter_spec)[0]
         return model
 
     def new_adapter(self, spec: AdapterSpec, seed: int) -> tuple[Towers, Params]:
         """An untrained adapter for this CLIP: the static half of both towers, and the adapter's parameters."""
         tower = join_params(self.towers.vision, self.params["vision"])
-        definition, params = split_params(init_module(lambda rngs: SpatialAdapter(spec, tower, rngs=rngs), seed))
-        return Towers(self.spec.vision, self.towers.vision, definition), params
+        params = split_params(init_module(lambda rngs: SpatialAdapter(spec, tower, rngs=rngs), seed))[1]
+        return encoders.abstract_towers(self.spec, self.compute, spec)[0], params
 
     def encode_text(self, texts: Sequence[str]) -> Float[Array, "k e"]:
         """Text embeddings of unit length, of the texts as they are."""
@@ -311,15 +318,11 @@ class SpatialClip:
         return self.encode_text(GENERIC_PHRASES) if self.settings.generic else None
 
 
-def _known_dtype(dtype: DTypeLike) -> jnp.dtype:
+def _known_dtype(dtype: DTypeLike) -> str:
     with contextlib.suppress(TypeError):
         if jnp.dtype(dtype).name in DTYPES:
-            return jnp.dtype(dtype)
+            return jnp.dtype(dtype).name
     raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-
-
-def _vision_definition(spec: ClipSpec, dtype: DTypeLike) -> Any:
-    return abstract_params(lambda rngs: vision_tower(spec.vision, spec.embed_dim, rngs=rngs, dtype=dtype))[0]
 
 
 def _training_free(towers: Towers) -> str:
@@ -329,15 +332,6 @@ def _training_free(towers: Towers) -> str:
 
 def _text_definition(spec: ClipSpec) -> Any:
     return abstract_params(lambda rngs: TextTower(spec.text_tower, spec.embed_dim, rngs=rngs))[0]
-
-
-def adapter_definition(adapter: AdapterSpec, clip: ClipSpec, dtype: DTypeLike = "float32") -> Any:
-    """The static half of an adapter for a CLIP of this geometry, computing in `dtype`."""
-
-    def build(rngs: Any) -> SpatialAdapter:
-        return SpatialAdapter(adapter, vision_tower(clip.vision, clip.embed_dim, rngs=rngs, dtype=dtype), rngs=rngs)
-
-    return abstract_params(build)[0]
 
 
 def _scales(scales: Sequence[float]) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import REPLICATED, parse_arg
+from configs.common import SHARDINGS, parse_arg
 from spatial_clip_jax.fusion.settings import FusionSettings
 
 # The frozen tower's fused views: windows' global embeddings pooled by a read-out's correlations.
@@ -59,25 +59,35 @@ class Asked:
     seed: int
     variant: str
     world: str
+    sharding: str
+    dtype: str
 
 
 def read_arg(arg: str | None) -> Asked:
-    """`arg`: model=NAME (of MODELS), steps=N, batch_size=N, seed=N, variant=copy|residual|lora, world=NAME.
+    """`arg`: model=NAME (of MODELS), steps=N, batch_size=N, seed=N, variant=copy|residual|lora, world=NAME,
+    sharding=NAME (of SHARDINGS; with --config.mesh.fsdp=N or model=N), dtype=float32|bfloat16 (see models/compute.py).
 
-    ValueError for an unknown model or key, listing the valid ones.
+    ValueError for an unknown model, sharding or key, listing the valid ones.
     """
-    own = dict(seed=0, variant="copy", world="quickstart")
+    own = dict(seed=0, variant="copy", world="quickstart", sharding="replicate", dtype="")
     name = parse_arg(arg, model="tiny", steps=0, batch_size=0, **own)["model"]
     if name not in MODELS:
         raise ValueError(f"config argument model={name!r}; valid: {', '.join(MODELS)}")
     model = MODELS[name]
     values = parse_arg(arg, model=name, steps=model.steps, batch_size=model.batch_size, **own)
+    if values["sharding"] not in SHARDINGS:
+        raise ValueError(f"config argument sharding={values['sharding']!r}; valid: {', '.join(SHARDINGS)}")
+    values["dtype"] = values["dtype"] or ("float32" if name == "tiny" else "bfloat16")
     return Asked(model, values.pop("model"), **values)
 
 
 def recipe(asked: Asked, **sections: Any) -> ConfigDict:
     """The config of a recipe: what all share, with the sections that are its own."""
-    return ConfigDict(_own(_shared(asked) | sections))
+    config = ConfigDict(_own(_shared(asked) | sections))
+    trained = [stage.adapter.blocks for stage in (config, config.refiner) if stage]
+    # Of a deep tower, the layers before the input of what is trained, which alone keep no intermediates.
+    config.compute.scan_layers = 0 if asked.name == "tiny" else asked.model.layers - max(trained)
+    return config
 
 
 def _own(value: Any) -> Any:
@@ -120,8 +130,11 @@ def _shared(asked: Asked) -> dict[str, Any]:
         # What the adapter is at first: "tower", the frozen tower's own blocks, or "refiner", the stage before's.
         start="tower",
         optimizer=optimizer(asked, asked.steps),
+        # How the step computes: models/compute.py says what each does.
+        compute=dict(dtype=asked.dtype, scan_layers=0, remat="none", microbatches=1),
+        # Devices along each axis, one may be -1 for all that are left; and where parameters lie on them.
         mesh=dict(data=-1, fsdp=1, model=1),
-        sharding=REPLICATED,
+        sharding=SHARDINGS[asked.sharding],
         checkpoint=dict(every_steps=200, keep=2),
         log_every=10,
         evaluate_every=0,

@@ -18,10 +18,12 @@ from spatial_clip_jax.fusion.ring import pad_ring, split_ring
 from spatial_clip_jax.fusion.settings import FusionSettings, fused_map
 from spatial_clip_jax.fusion.slide import Reader, slide
 from spatial_clip_jax.models.adapter import SpatialAdapter
-from spatial_clip_jax.models.params import Params, join_params
-from spatial_clip_jax.models.readout import check_context, context_map, dense_map, readouts_of
+from spatial_clip_jax.models.clip import computing_tower
+from spatial_clip_jax.models.compute import Compute
+from spatial_clip_jax.models.params import Params, abstract_params, join_params
+from spatial_clip_jax.models.readout import DEEP, check_context, context_map, dense_map, readouts_of
 from spatial_clip_jax.models.resnet import ResNetTower
-from spatial_clip_jax.models.spec import AnyVisionSpec, ResNetSpec
+from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec, ClipSpec, ResNetSpec
 from spatial_clip_jax.models.vision import VisionTower, normalise, preprocess
 
 Images = UInt8[Array, "b H W 3"]
@@ -32,21 +34,28 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True)
 class Towers:
-    """Static definitions of the vision tower and, where there is one, its adapter; hashable, so static under jit."""
+    """Static definitions of the vision tower and, where there is one, its adapter, and how they compute; hashable, so
+    static under jit."""
 
     spec: AnyVisionSpec
     vision: Any
     adapter: Any = None
+    compute: Compute = Compute()
 
     @property
     def readouts(self) -> tuple[str, ...]:
         """The names `dense_maps` takes."""
-        return readouts_of(self.spec) + ((ADAPTER,) if self.adapter is not None else ())
+        known = readouts_of(self.spec)
+        if self.compute.scan_layers:
+            known = tuple(name for name in known if name not in DEEP)
+        return known + ((ADAPTER,) if self.adapter is not None else ())
 
     def check(self, readout: str) -> None:
         """ValueError for an unknown read-out, listing the valid ones."""
         if readout not in self.readouts:
             hint = "" if self.adapter else "; 'adapter' needs one: load(..., adapter=FOLDER)"
+            if readout in DEEP and self.compute.scan_layers:
+                hint = f"; {readout!r} asks blocks that compute.scan_layers={self.compute.scan_layers} loops over"
             if isinstance(self.spec, ResNetSpec):
                 hint = ": this tower is a ResNet, whose attention pool alone is read, and which no adapter fits"
             raise ValueError(f"unknown read-out {readout!r}; valid: {', '.join(self.readouts)}{hint}")
@@ -57,6 +66,21 @@ class Towers:
         if readout != ADAPTER:
             return lambda pixels: dense_map(vision, vision(pixels), readout)
         return functools.partial(_adapted, vision, join_params(self.adapter, params["adapter"]))
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_towers(clip: ClipSpec, compute: Compute, adapter: AdapterSpec | None = None) -> tuple[Towers, Params]:
+    """Both towers of a CLIP of this geometry, computing so, and the shapes of their parameters; nothing is computed.
+
+    ValueError if the adapter cannot be made of the tower, or takes tokens from within a loop over its layers.
+    """
+    build = functools.partial(computing_tower, clip, compute)
+    definition, vision = abstract_params(lambda rngs: build(rngs=rngs))
+    if adapter is None:
+        return Towers(clip.vision, definition, compute=compute), {"vision": vision}
+    new = functools.partial(SpatialAdapter, adapter, remat=compute.remat)
+    branch, params = abstract_params(lambda rngs: new(build(rngs=rngs), rngs=rngs))
+    return Towers(clip.vision, definition, branch, compute), {"vision": vision, ADAPTER: params}
 
 
 def _adapted(vision: Any, adapter: SpatialAdapter, pixels: Pixels) -> Maps:

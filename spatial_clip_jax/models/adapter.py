@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from spatial_clip_jax.models.blocks import Block
+from spatial_clip_jax.models.compute import from_trunk, remembering
 from spatial_clip_jax.models.last_block import last_block
 from spatial_clip_jax.models.layers import LayerNorm
 from spatial_clip_jax.models.lora import low_rank, updated
@@ -33,14 +34,15 @@ class SpatialAdapter(nnx.Module):
     "residual": K new blocks between the tower's last block, read as `spec.readout` says (so for "plain" they
     are fed with hidden[-1]), and the tower's post-norm; their output projections are zero at first.
     Either way it starts as the tower's own read-out of that name; the tower's projection leads to text space.
+    remat: what the backward pass keeps of its blocks, see `Compute`.
     `spec.ring` is for whoever has the pixels (`fusion/encoders.py`): here a picture with a ring is a larger picture.
     """
 
-    def __init__(self, spec: AdapterSpec, tower: VisionTower | ResNetTower, *, rngs: nnx.Rngs):
+    def __init__(self, spec: AdapterSpec, tower: VisionTower | ResNetTower, *, rngs: nnx.Rngs, remat: str = "none"):
         if isinstance(tower, ResNetTower):
             raise ValueError("An adapter is made of transformer blocks: a ResNet has none, and can only be read.")
         last_block(spec.readout)  # an unknown name must fail here, not in the first step
-        self.spec = spec
+        self.spec, self.remat = spec, remat
         self.blocks: nnx.List[Any]  # blocks, or of "lora" what changes the tower's
         if spec.variant == "residual":
             self.blocks = nnx.List([_identity(tower.new_block(rngs=rngs)) for _ in range(spec.blocks)])
@@ -48,6 +50,11 @@ class SpatialAdapter(nnx.Module):
         if spec.blocks > len(tower.blocks):
             verb = "copy" if spec.variant == "copy" else "update"
             raise ValueError(f"{spec.blocks} blocks to {verb}, but the tower has {len(tower.blocks)}.")
+        if len(tower.blocks) - spec.blocks < tower.scan_layers:
+            raise ValueError(
+                f"adapter.blocks={spec.blocks} of {len(tower.blocks)}: their input lies within the {tower.scan_layers} "
+                f"layers that are looped over; give compute.scan_layers at most {len(tower.blocks) - spec.blocks}"
+            )
         if spec.variant == "lora":
             self.blocks = nnx.List([low_rank(block, spec.rank, rngs=rngs) for block in self.replaced(tower)])
             return
@@ -63,13 +70,19 @@ class SpatialAdapter(nnx.Module):
         """Post-normed tokens, prefix and patches, in the tower's width; `tower.project` leads them to text space."""
         last, norm = last_block(self.spec.readout), self.norm(tower)
         if self.spec.variant == "residual":
-            tokens = last(tower.blocks[-1], output.hidden[-2], output.grid)
-            tokens = _run(self.blocks, tokens, output.grid)
+            tokens = last(tower.blocks[-1], from_trunk(output.hidden[-2]), output.grid)
+            tokens = self._run(self.blocks, tokens, output.grid)
         else:
             *first, final = self.branch(tower)
-            tokens = _run(first, output.hidden[len(tower.blocks) - self.spec.blocks], output.grid)
-            tokens = last(final, tokens, output.grid)
+            tokens = from_trunk(output.hidden[len(tower.blocks) - self.spec.blocks])
+            tokens = self._run(first, tokens, output.grid)
+            tokens = remembering(lambda x: last(final, x, output.grid), self.remat)(tokens)
         return tokens if norm is None else norm(tokens)
+
+    def _run(self, blocks: Iterable[Block], tokens: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b t d"]:
+        for block in blocks:
+            tokens = remembering(functools.partial(block, grid=grid), self.remat)(tokens)
+        return tokens
 
     def branch(self, tower: VisionTower) -> list[Block]:
         """The adapter's blocks; of "lora" the tower's with their updates."""
@@ -117,12 +130,6 @@ def merge(tower: VisionTower, adapter: SpatialAdapter, alpha: float) -> Params:
     own = ("post_norm",) if adapter.spec.variant == "copy" else ()
     norms = {name: blend(params[name], trained[name]) for name in own if name in params}
     return {**params, "blocks": {**params["blocks"], **blocks}, **norms}
-
-
-def _run(blocks: Iterable[Block], tokens: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b t d"]:
-    for block in blocks:
-        tokens = block(tokens, grid)
-    return tokens
 
 
 def _copy(module: Module) -> Module:

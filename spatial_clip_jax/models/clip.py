@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from spatial_clip_jax.models.compute import Compute
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.resnet import ResNetTower
 from spatial_clip_jax.models.spec import AnyVisionSpec, ClipSpec, ResNetSpec
@@ -51,6 +52,16 @@ def vision_tower(spec: AnyVisionSpec, embed_dim: int, **options: Any) -> VisionT
     if isinstance(spec, ResNetSpec):
         return ResNetTower(spec, embed_dim, **options)
     return VisionTower(spec, embed_dim, **options)
+
+
+def computing_tower(clip: ClipSpec, compute: Compute, *, rngs: nnx.Rngs) -> VisionTower | ResNetTower:
+    """The tower of this CLIP, computing so; ValueError where there are fewer blocks than are to be looped over."""
+    options: dict[str, Any] = {"dtype": jnp.dtype(compute.dtype)}
+    if isinstance(clip.vision, ResNetSpec) and compute.scan_layers:
+        raise ValueError(f"compute.scan_layers={compute.scan_layers}: a ResNet's blocks are not alike; give 0")
+    if compute.scan_layers:
+        options["scan_layers"] = compute.scan_layers
+    return vision_tower(clip.vision, clip.embed_dim, rngs=rngs, **options)
 
 
 def similarity_scale(params: Params) -> float:

@@ -31,6 +31,8 @@ READOUTS: dict[str, Readout] = {
 }
 
 
+# Those that ask for what blocks before the last computed.
+DEEP = tuple(name for name in READOUTS if name not in LAST_BLOCKS)
 # Those of the last block that attend, to whatever tokens there are.
 ATTENDING = ("plain", "sclip", "clearclip", "cliptrase")
 # A ResNet has no last transformer block: its attention pool's values are read, as MaskCLIP reads it.

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from spatial_clip_jax.models.blocks import Block
 from spatial_clip_jax.models.heads import new_pool, new_projection
 from spatial_clip_jax.models.layers import LayerNorm, matmul, normal_param
+from spatial_clip_jax.models.params import Params, join_params, split_params
 from spatial_clip_jax.models.positions import Grid, resize_position_table
 from spatial_clip_jax.models.spec import AnyVisionSpec, VisionSpec
 
@@ -21,11 +22,12 @@ from spatial_clip_jax.models.spec import AnyVisionSpec, VisionSpec
 class VisionOutput:
     """What the tower computed.
 
-    hidden: layers + 1 arrays (b, prefix + n, d); hidden[i] is the input of block i, hidden[-1] the last output.
+    hidden: layers + 1 arrays (b, prefix + n, d); hidden[i] is the input of block i, hidden[-1] the last output; None
+    within a loop over layers, see `Compute.scan_layers`.
     embedding: (b, e), the picture's embedding, not normalised, fp32. grid: patches (rows, columns), static.
     """
 
-    hidden: tuple[Float[Array, "b t d"], ...]
+    hidden: tuple[Any, ...]
     embedding: Float[Array, "b e"]
     grid: tuple[int, int]
 
@@ -84,9 +86,14 @@ class VisionTower(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         attention: str = "auto",
+        scan_layers: int = 0,
     ):
+        if scan_layers >= spec.layers:
+            raise ValueError(
+                f"compute.scan_layers={scan_layers}: of the tower's {spec.layers} blocks the last is read by itself"
+            )
         width, std, places = spec.width, spec.width**-0.5, spec.native_grid[0] * spec.native_grid[1]
-        self.spec, self.dtype, self.attention = spec, dtype, attention
+        self.spec, self.dtype, self.attention, self.scan_layers = spec, dtype, attention, scan_layers
         self.patch_embedding = PatchEmbedding(spec.patch_size, width, spec.patch_bias, rngs=rngs, dtype=dtype)
         self.class_embedding = normal_param((width,), std, rngs=rngs) if spec.class_token else None
         self.position_embedding = normal_param((int(spec.class_token) + places, width), std, rngs=rngs)
@@ -116,10 +123,13 @@ class VisionTower(nnx.Module):
             tokens = jnp.concatenate([tokens[:, :first], _before(tokens[:, first:], self.registers[...])], axis=1)
         return tokens.astype(self.dtype) if self.pre_norm is None else self.pre_norm(tokens)
 
-    def run(self, tokens: Float[Array, "b t d"], grid: Grid) -> list[Float[Array, "b t d"]]:
-        """Output of every block, given the tokens for the first."""
-        outputs = []
-        for block in self.blocks:
+    def run(self, tokens: Float[Array, "b t d"], grid: Grid) -> list[Any]:
+        """Output of every block (b, t, d), given the tokens for the first; None within the loop over layers."""
+        outputs: list[Any] = []
+        if self.scan_layers:
+            tokens = _scanned(list(self.blocks)[: self.scan_layers], tokens, grid)
+            outputs = [None] * (self.scan_layers - 1) + [tokens]
+        for block in list(self.blocks)[self.scan_layers :]:
             tokens = block(tokens, grid)
             outputs.append(tokens)
         return outputs
@@ -152,6 +162,19 @@ class VisionTower(nnx.Module):
 
     def _projected(self, tokens: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
         return tokens if self.projection is None else self.projection(tokens)
+
+
+def _scanned(blocks: list[Block], tokens: Float[Array, "b t d"], grid: Grid) -> Float[Array, "b t d"]:
+    """The last one's output. Parameters stay a block each, as checkpoints and adapters know them: stacking them takes
+    a copy of theirs, and little time beside a pass.
+    """
+    definitions, params = zip(*map(split_params, blocks), strict=True)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+
+    def body(carried: Float[Array, "b t d"], one: Params) -> tuple[Float[Array, "b t d"], None]:
+        return join_params(definitions[0], one)(carried, grid), None
+
+    return jax.lax.scan(body, tokens, stacked)[0]
 
 
 def _before(tokens: Float[Array, "b t d"], learned: Float[Array, "r d"]) -> Float[Array, "b s d"]:

@@ -22,6 +22,7 @@ from spatial_clip_jax.fusion.encoders import Towers
 from spatial_clip_jax.fusion.ring import pad_ring, split_ring
 from spatial_clip_jax.fusion.roi import roi_align
 from spatial_clip_jax.models.checks import check_least_zero, check_positive, check_whole
+from spatial_clip_jax.models.compute import Compute
 from spatial_clip_jax.models.params import Params, join_params
 from spatial_clip_jax.models.positions import Grid
 from spatial_clip_jax.models.spec import AdapterSpec
@@ -71,7 +72,7 @@ class Registers:
         check_whole(self, "correlation_ring", low=0)
 
     def __call__(self, views: StepViews) -> tuple[Float[Array, ""], dict[str, Any]]:
-        self._check(views.adapter.spec, len(views.tower.blocks))
+        self._check(views.adapter.spec, len(views.tower.blocks), views.towers.compute)
         pixels, native = views.pixels(), views.tower.spec.image_size
         boxes = random_boxes(views.key("random boxes"), len(pixels), self.crops)
         crops = roi_align(pixels, boxes, native).reshape(-1, native, native, 3)
@@ -93,7 +94,17 @@ class Registers:
         late, divergence = self._correlation(views, inner, boxes, crops)
         return loss + self.correlation_weight * late, {**parts, "register_correlation": divergence}
 
-    def _check(self, adapter: AdapterSpec, layers: int) -> None:
+    def _check(self, adapter: AdapterSpec, layers: int, compute: Compute) -> None:
+        if compute.microbatches > 1:
+            raise ValueError(
+                f"compute.microbatches={compute.microbatches}: objectives.registers compares tokens of rings and crops "
+                "of the whole batch within its passes, which are not split; give 1, and shard over more devices"
+            )
+        if any(layer < compute.scan_layers for layer in self.attention_layers):
+            raise ValueError(
+                f"objectives.registers.attention_layers={self.attention_layers} lie within the "
+                f"compute.scan_layers={compute.scan_layers} layers that are looped over: give scan_layers=0"
+            )
         if adapter.ring < 1 or adapter.readout != "plain":
             raise ValueError(
                 "objectives.registers trains an adapter with a ring, read plainly; got "

@@ -21,8 +21,10 @@ from spatial_clip_jax.fusion.encoders import ADAPTER, Towers, embed_images, fuse
 from spatial_clip_jax.fusion.roi import roi_align
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.adapter import SpatialAdapter
+from spatial_clip_jax.models.compute import forgetting
 from spatial_clip_jax.models.params import Params, join_params
 from spatial_clip_jax.models.vision import VisionTower, preprocess
+from spatial_clip_jax.train.microbatches import in_parts
 
 Images = UInt8[Array, "b H W 3"]
 Maps = Float[Array, "b h w e"]
@@ -82,6 +84,7 @@ class StepViews:
         self.towers, self.teachers, self.params, self.frozen = student, teachers, params, frozen
         self.batch, self._key = batch, key
         self.images: Images = batch["image"]
+        self._parts = student.compute.microbatches
         self._fused: Maps | None = batch.get("teacher")
         self._maps: dict[str, Maps] = {}
 
@@ -92,7 +95,13 @@ class StepViews:
     @functools.cached_property
     def student(self) -> Maps:
         """The adapter's dense map, on which gradients flow."""
-        return read_pixels(self.towers, {**self.frozen, "adapter": self.params}, self.pixels(), ADAPTER)
+        towers, params = self.towers, {**self.frozen, ADAPTER: self.params}
+
+        def read(images: Images) -> Maps:
+            return read_pixels(towers, params, preprocess(images, towers.spec), ADAPTER)
+
+        # The backward pass goes on from the frozen tower's tokens of all parts, and holds the rest of one part only.
+        return in_parts(read if self._parts == 1 else forgetting(read), self._parts, self.images)
 
     @functools.cached_property
     def tower(self) -> VisionTower:
@@ -125,11 +134,16 @@ class StepViews:
         if name == FUSION:
             return self._fused if images is self.images and self._fused is not None else self._fuse(images)
         towers, params = self._readers(name)
-        return read_pixels(towers, params, preprocess(images, towers.spec), _readout(name))
+
+        def read(part: Images) -> Maps:
+            return read_pixels(towers, params, preprocess(part, towers.spec), _readout(name))
+
+        return in_parts(read, self._parts, images)
 
     def _fuse(self, images: Images) -> Maps:
         towers, params = self._readers(self.teachers.fusion.readout)
-        return fused_maps(towers, params, images, named_fusion(self.teachers.fusion))
+        fusion = named_fusion(self.teachers.fusion)
+        return in_parts(lambda part: fused_maps(towers, params, part, fusion), self._parts, images)
 
     def _readers(self, name: str) -> tuple[Towers, Params]:
         """The towers that have the read-out called so, and their parameters."""
@@ -160,14 +174,13 @@ class StepViews:
 
     def crops(self, boxes: Float[Array, "b n 4"]) -> Float[Array, "b n e"]:
         """The frozen tower's global embeddings of letterboxed crops at its native size: CLIPSelf's teacher."""
-        crops = self.cut(boxes)
-        embedding = embed_images(self.teachers.towers, self.frozen, crops.reshape(-1, *crops.shape[2:]))
-        return embedding.reshape(*boxes.shape[:2], -1)
 
-    def cut(self, boxes: Float[Array, "b n 4"]) -> UInt8[Array, "b n side side 3"]:
-        """Letterboxed crops at the tower's native size."""
-        crops = crop_and_resize(self.images.astype(jnp.float32), boxes, self.towers.spec.image_size)
-        return _whole_numbers(crops)
+        def embed(images: Images, boxes: Float[Array, "b n 4"]) -> Float[Array, "b n e"]:
+            crops = _whole_numbers(crop_and_resize(images.astype(jnp.float32), boxes, self.towers.spec.image_size))
+            embedding = embed_images(self.teachers.towers, self.frozen, crops.reshape(-1, *crops.shape[2:]))
+            return embedding.reshape(*boxes.shape[:2], -1)
+
+        return in_parts(embed, self._parts, self.images, boxes)
 
 
 def _whole_numbers(pixels: Float[Array, "*n 3"]) -> UInt8[Array, "*n 3"]:
