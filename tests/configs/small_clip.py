@@ -59,6 +59,8 @@ def fitted(config: ConfigDict, layers: int) -> ConfigDict:
     if config.adapter.blocks > layers:
         config.adapter.blocks = layers
         config.objectives.registers.attention_layers = (0, 1)
+    if config.compute.scan_layers:
+        config.compute.scan_layers = max(0, layers - config.adapter.blocks)
     return config
 
 
