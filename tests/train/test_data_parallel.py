@@ -108,7 +108,8 @@ def test_parameters_lie_as_the_rules_say(found):
     assert {str(P("fsdp", "model")), str(P("model", "fsdp"))} <= set(found["tensor"]["specs"])
     assert found["data"]["held"] == found["one"]["held"]
     assert found["fsdp"]["held"] < 0.51 * found["one"]["held"]
-    assert found["tensor"]["held"] < 0.35 * found["one"]["held"]  # all but norms, biases and embeddings by four
+    # Kernels by four; norms, and embeddings below 4 MiB, whole.
+    assert found["tensor"]["held"] < 0.4 * found["one"]["held"]
 
 
 def test_the_steps_and_the_average_matter(found):
