@@ -1,5 +1,6 @@
 """What commands share: the config and the working folder, quiet logs, and errors in one line."""
 
+import ast
 import contextlib
 import logging
 import sys
@@ -33,10 +34,23 @@ def run(command: Callable[[ConfigDict, Path], None]) -> None:
 
 def _config() -> ConfigDict:
     try:
-        return CONFIG.value.lock()
+        config = CONFIG.value
+        if str(config.get("distributed", "")).startswith("{"):
+            _read_dict(config, "distributed")
+        return config.lock()
     except (OSError, SyntaxError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"--config names no config file such as configs/quickstart.py ({reason})") from error
+
+
+def _read_dict(config: ConfigDict, name: str) -> None:
+    """A setting that is a word or a dict: on the command line both are text."""
+    try:
+        value = ast.literal_eval(str(config[name]))
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"--config.{name}={config[name]} is no dict such as {{'process_id': 0}}") from error
+    with config.ignore_type():
+        config[name] = value
 
 
 def quiet_logs() -> None:

@@ -49,9 +49,9 @@ def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tu
     The stage before it, if the config has one, comes first, in the workdir's folder "refiner". The teacher's maps are
     kept in the workdir, or below `teachers`, which runs may share.
     """
-    read_settings(config)  # its faults come before any work
+    settings = read_settings(config)  # its faults come before any work
     check_workdir(workdir, resolve(config))
-    initialize(config.distributed)
+    initialize(settings.distributed)
     model = load(config.model)
     check_stages(config, model)
     for stage in stage_shapes(config, model.spec):
