@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # To be sourced: forwarding COMMAND [ARGUMENT...] runs a command that gets the signals which the script gets, so that a
 # stop saves. It sets `status`, the command's exit status, and `stopped`, the last signal that the script got, or "".
 
@@ -15,7 +15,6 @@ forwarding() {
   if [[ -n "$stopped" ]]; then kill -s "$stopped" "$child" || true; fi
   while :; do
     seen=$signals
-    # shellcheck disable=SC2034  # the script that sources this reads it
     status=0
     wait "$child" || status=$?
     # A signal ends `wait`, not the command; the next `wait` has its status.
