@@ -95,6 +95,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_job_once(tmp_path: Path):
     assert log.read_text() == "begun\nCtrl-C\n"
 
 
+@pytest.mark.slow
 def test_two_machines_join_are_stopped_and_go_on_by_themselves(tmp_path: Path):
     folder, workdir = toy_checkout(tmp_path / "checkout"), tmp_path / "run"
     with socket.socket() as free:
