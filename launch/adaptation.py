@@ -93,7 +93,7 @@ def adaptation_task(
     source = source_of(config.data)
     frozen = _frozen(config, source, model, refiner, terms)
     cached = FUSION in asked_teachers(terms) and config.cache_teacher
-    stream = _stream(config, source, model, given_boxes(terms))
+    stream = stream_of(config, source, model, given_boxes(terms))
     batches = _taught(stream, config, source, teachers, frozen, maps, model) if cached else stream
     return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
 
@@ -287,7 +287,8 @@ def _check_scale(scale: float, vision: AnyVisionSpec) -> None:
         )
 
 
-def _stream(config: ConfigDict, source: Source, model: SpatialClip, boxes: int) -> PictureStream:
+def stream_of(config: ConfigDict, source: Source, model: SpatialClip, boxes: int) -> PictureStream:
+    """This host's part of batches of the pictures, as a step of this config takes them."""
     return PictureStream(
         source,
         config.batch_size,

@@ -12,7 +12,7 @@ from spatial_clip_jax.data.scenes.annotations import AnnotatedPicture
 from spatial_clip_jax.evaluate.benchmark import Settings
 from spatial_clip_jax.evaluate.runner import Benchmark, write_whole
 from spatial_clip_jax.report.curves import read_curves
-from spatial_clip_jax.report.heatmaps import draw_boxes, draw_masks, figure_grid, overlay
+from spatial_clip_jax.report.heatmaps import draw_boxes, draw_masks, figure_grid, overlay, png
 from spatial_clip_jax.report.html import Example, Panel, Report, build_report
 
 GLOBAL = "global embedding"
@@ -49,7 +49,7 @@ def write_report(
         curves=read_curves(curves) if curves.is_file() else {},
     )
     build_report(workdir / "report.html", report)
-    write_whole(workdir / "figure.png", figure_grid(rows[:3], COLUMNS, titles[:3]))
+    write_whole(workdir / "figure.png", png(figure_grid(rows[:3], COLUMNS, titles[:3])))
 
 
 def _title(picture: AnnotatedPicture) -> str:

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from launch import cli
 from launch.adaptation import adaptation_task, check_recipe, check_stages, earlier_stage, maps_folder, source_of
 from launch.benchmark import FUSION, benchmark, check_section, row_names, write_results
+from launch.evaluation import check_evaluation, evaluation
+from launch.map_figure import Stage
 from launch.shapes import stage_shapes
 from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.convert.card import Training
@@ -50,6 +52,7 @@ def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tu
     kept in the workdir, or below `teachers`, which runs may share.
     """
     settings = read_settings(config)  # its faults come before any work
+    check_evaluation(config)
     check_workdir(workdir, resolve(config))
     initialize(settings.distributed)
     model = load(config.model)
@@ -66,7 +69,8 @@ def _adapted(
     refiner, before = _adapted(stage, model, workdir / "refiner", teachers) if stage else (None, {})
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
     task = adaptation_task(config, model, adapter, refiner, maps_folder(config, workdir, teachers))
-    result = train(config, task, workdir)
+    task, evaluate = evaluation(Stage(config, model, adapter, refiner, task))
+    result = train(config, task, workdir, evaluate)
     teacher = before.get(TEACHER_SECONDS, 0.0) + _teacher_seconds(task.batches)
     summary = {
         **result.summary,

@@ -137,7 +137,13 @@ def _shared(asked: Asked) -> dict[str, Any]:
         sharding=SHARDINGS[asked.sharding],
         checkpoint=dict(every_steps=200, keep=2),
         log_every=10,
-        evaluate_every=0,
+        # Steps between two looks at the adapter as it is (see `_evaluation`); 0 for none.
+        evaluate_every=200 if bundled else 0,
+        evaluation=_evaluation(),
+        # Where curves and pictures go besides the workdir's own files: "tensorboard", "wandb", or both with a comma.
+        track="tensorboard",
+        # A trace of `steps` steps into the workdir's folder profile/, after `start` others; 0 for none.
+        profile=dict(start=10, steps=0),
         distributed="off",
         # Whether the bundled world's benchmark is run at the end; off for other data.
         measure=bundled,
@@ -153,6 +159,14 @@ def _data(asked: Asked) -> dict[str, Any]:
     kind = "scenes" if asked.name == "tiny" else "folder"
     own = dict(path="", split="unlabeled", boxes="", nouns="")
     return dict(kind=kind, world=asked.world, dir="data", **own, max_corrupt_fraction=0.01)
+
+
+def _evaluation() -> dict[str, Any]:
+    """pictures: of the bundled world's validation split, or of `data`, a set of one's own that nothing trains on, whose
+    losses are then measured (kind, path and so on as in `_data`; an empty path for none); shown: those whose maps are
+    drawn, 0 for none.
+    """
+    return dict(pictures=64, shown=4, data=dict(kind="folder", path="", split="", boxes="", nouns=""))
 
 
 def _benchmark(asked: Asked) -> dict[str, Any]:

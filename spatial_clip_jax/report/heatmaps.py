@@ -70,8 +70,8 @@ def enlarge(image: Picture, side: int) -> Picture:
 
 def figure_grid(
     rows: Sequence[Sequence[Picture]], columns: Sequence[str], titles: Sequence[str], side: int = 224
-) -> bytes:
-    """One PNG: a row of pictures under each of `titles`, headed by `columns`, `side` pixels a cell.
+) -> Picture:
+    """One picture: a row of pictures under each of `titles`, headed by `columns`, `side` pixels a cell.
 
     ValueError if a row has not one picture a column, or there is not one title a row.
     """
@@ -86,7 +86,7 @@ def figure_grid(
         _write(canvas, (_GAP, _TITLE + r * height + 3), title)
         for c, image in enumerate(row):
             canvas.paste(Image.fromarray(enlarge(image, side)), (_GAP + c * step, 2 * _TITLE + r * height))
-    return png(np.asarray(canvas))
+    return np.asarray(canvas)
 
 
 def _write(canvas: Image.Image, place: tuple[int, int], text: str) -> None:

@@ -1,5 +1,6 @@
 """Several hosts: joining them, and agreeing on when to stop."""
 
+import json
 import logging
 import os
 import signal
@@ -34,7 +35,17 @@ def initialize(distributed: str | Mapping[str, Any]) -> None:
         jax.distributed.initialize(**distributed)
     else:
         raise ValueError(f"config.distributed is {distributed!r}; it must be 'off', 'auto' or a dict.")
+    if not is_main():
+        _speak_as_host(jax.process_index())
     logger.info("process %d of %d, %d devices", jax.process_index(), jax.process_count(), jax.device_count())
+
+
+def _speak_as_host(number: int) -> None:
+    """Leaves warnings alone of this process's logs, each with the host's number."""
+    logging.basicConfig()  # does nothing where the command has set up its logs
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(max(handler.level, logging.WARNING))
+        handler.setFormatter(logging.Formatter(f"host {number}: %(message)s"))
 
 
 def is_main() -> bool:
@@ -47,6 +58,18 @@ def from_main(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def numbers_from_main(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Returns the first host's numbers, with its names, on every host; the others may give anything."""
+    if jax.process_count() == 1:
+        return dict(numbers)
+    text = np.frombuffer(json.dumps(dict(numbers)).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(text))))
+    sent = np.zeros(size, np.uint8)
+    if is_main():
+        sent[:] = text
+    return json.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
 
 
 def to_host(tree: Any) -> Any:

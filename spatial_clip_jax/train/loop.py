@@ -12,11 +12,13 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding
 
 from spatial_clip_jax.train import distributed, sharding
+from spatial_clip_jax.train.arithmetic import of_jaxpr
 from spatial_clip_jax.train.checkpoint import Checkpoints
 from spatial_clip_jax.train.metrics import Recorder, check_finite
 from spatial_clip_jax.train.optimizer import kept_average
 from spatial_clip_jax.train.placement import Placement, place
 from spatial_clip_jax.train.prefetch import Prefetch
+from spatial_clip_jax.train.profile import Profile
 from spatial_clip_jax.train.settings import Settings, read_settings
 from spatial_clip_jax.train.state import TrainState, new_state
 from spatial_clip_jax.train.task import Evaluate, Task
@@ -34,7 +36,7 @@ class TrainResult:
 
     Attributes:
       state: the state after the last step, on its shardings.
-      summary: `steps`, `images_per_second`, `data_wait_fraction` and the task's counters, on the first host.
+      summary: `steps`, what `speed.summarised` says and the task's counters, on the first host.
     """
 
     state: TrainState
@@ -71,9 +73,9 @@ def train(
     Args:
       config: see `settings.Settings` for the fields used; others are left to other readers.
       task: what to train.
-      workdir: the run's folder; gets config.json, checkpoints/, metrics.jsonl and events/.
-      evaluate: `(step, params) -> dict of numbers`, every `config.evaluate_every` steps and at the end; it
-        gets the parameters' average where one is kept.
+      workdir: the run's folder; gets config.json, checkpoints/, metrics.jsonl, and what `config.track` writes.
+      evaluate: see `task.Evaluate`; every `config.evaluate_every` steps and at the end; it gets the parameters'
+        average where one is kept.
 
     Raises:
       ValueError: on a config that does not fit, or a workdir of another run.
@@ -95,14 +97,20 @@ def _train(run: _Run, workdir: Path, evaluate: Evaluate | None) -> TrainResult:
     settings, task = run.settings, run.task
     with jax.set_mesh(run.mesh), Checkpoints(workdir / "checkpoints", settings.checkpoint.keep) as checkpoints:
         state = _restore(run, checkpoints) or _initialise(run)
-        with Recorder(workdir, int(state.step), settings.steps, settings.batch_size) as recorder:
-            state = _loop(run, state, checkpoints, recorder, evaluate)
+        told = Recorder(workdir, int(state.step), settings.steps, settings.batch_size, settings.track)
+        with told as recorder, Profile(settings.profile, workdir) as profile:
+            state = _loop(run, state, checkpoints, recorder, profile, evaluate)
             summary = {"steps": settings.steps, **recorder.summary(), **task.counters()}
     return TrainResult(state, summary)
 
 
 def _loop(
-    run: _Run, state: TrainState, checkpoints: Checkpoints, recorder: Recorder, evaluate: Evaluate | None
+    run: _Run,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    profile: Profile,
+    evaluate: Evaluate | None,
 ) -> TrainState:
     settings, step = run.settings, int(state.step)
     metrics: dict[str, Any] = {}
@@ -115,8 +123,12 @@ def _loop(
             if step == settings.steps:
                 return state
             batch, waited = batches.next(metrics)
-            state, metrics = run_step(state, run.frozen, batch)
+            if recorder.watch.step_flops is None:
+                recorder.watch.step_flops = of_jaxpr(run_step.trace(state, run.frozen, batch).jaxpr)
             step += 1
+            with profile.step(step):
+                state, metrics = run_step(state, run.frozen, batch)
+            profile.stop_after(metrics)
             recorder.add(metrics, waited)
             received = stop.received(step)
             if received or _due(step, settings.log_every, settings):

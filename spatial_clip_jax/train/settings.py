@@ -6,7 +6,9 @@ from typing import Any
 import ml_collections
 
 from spatial_clip_jax.models.checks import check_least_zero, check_positive
+from spatial_clip_jax.train.profile import ProfileSettings
 from spatial_clip_jax.train.sections import build
+from spatial_clip_jax.train.trackers import tracker_names
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Settings:
       log_every: steps between two lines of metrics.
       evaluate_every: steps between two evaluations; 0 for only the one at the end.
       distributed: see `distributed.initialize`.
+      track: where curves are shown, see `trackers.tracker_names`.
+      profile: see `ProfileSettings`.
     """
 
     steps: int
@@ -80,21 +84,24 @@ class Settings:
     log_every: int = 50
     evaluate_every: int = 0
     distributed: Any = "off"
+    track: str | tuple[str, ...] | list[str] = "tensorboard"
+    profile: ProfileSettings = ProfileSettings()
 
 
 def read_settings(config: ml_collections.ConfigDict) -> Settings:
     """Returns the loop's settings from a config, which may hold other fields for other readers.
 
     Raises:
-      ValueError: on a missing field, an unknown one in `optimizer` or `checkpoint`, or a number out of its range.
+      ValueError: on a missing field, an unknown one in a section, a number out of its range, or an absent tracker.
     """
     values = config.to_dict()
     known = {f.name: values[f.name] for f in fields(Settings) if f.name in values}
-    sections = {"optimizer": OptimizerSettings, "checkpoint": CheckpointSettings}
+    sections = {"optimizer": OptimizerSettings, "checkpoint": CheckpointSettings, "profile": ProfileSettings}
     for name, section in sections.items():
         known[name] = build(section, known.get(name, {}), f"config.{name}")
     settings = build(Settings, known, "config")
     _check_positive(settings)
+    tracker_names(settings.track)
     return settings
 
 

@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 Tree = dict[str, Any]
 LossFn = Callable[[Tree, Tree, Tree, Any], tuple[Any, dict[str, Any]]]
+# (step, params) -> numbers by name, in nested dicts if there are many, and perhaps a picture, uint8 (H, W, 3); every
+# host calls it, and only the first one's result is written.
 Evaluate = Callable[[int, Tree], dict[str, Any]]
 
 

@@ -16,7 +16,11 @@ from spatial_clip_jax.train.distributed import is_main
 logger = logging.getLogger(__name__)
 
 # A run may be continued with other values of these: they do not change what it trains.
-HARMLESS = ("log_every", "evaluate_every", "checkpoint", "mesh", "sharding", "distributed", "measure", "benchmark")
+HARMLESS = ("log_every", "evaluate_every", "checkpoint", "mesh", "sharding", "distributed", "measure", "benchmark") + (
+    "evaluation",
+    "track",
+    "profile",
+)
 
 LISTED = 12  # differences between two configs
 

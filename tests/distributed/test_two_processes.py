@@ -25,6 +25,7 @@ import os, signal, sys, time
 from pathlib import Path
 import jax
 from spatial_clip_jax.train import train
+from spatial_clip_jax.train.distributed import numbers_from_main
 from tests.train.toy import toy_config, toy_task
 workdir, host, port, stop_at = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 stop = {}
@@ -36,7 +37,12 @@ config = toy_config(
     **CHANGES, mesh={"data": 2, "fsdp": 2, "model": 1},
     distributed={"coordinator_address": f"localhost:{port}", "num_processes": 2, "process_id": host},
 )
-result = train(config, toy_task(host=host, hosts=2, at=stop), workdir, lambda step, params: {"step": step})
+seen = []
+def evaluate(step, params):
+    seen.append(numbers_from_main({"at": step} if host == 0 else {}))
+    return seen[-1]
+result = train(config, toy_task(host=host, hosts=2, at=stop), workdir, evaluate)
+assert seen[-1] == {"at": STEPS}
 assert jax.process_count() == 2 and jax.device_count() == 4
 assert not result.state.params["fc1"]["kernel"].is_fully_addressable
 """
@@ -68,6 +74,9 @@ def test_two_hosts_stop_together_and_equal_one_host(tmp_path: Path) -> None:
     both = tmp_path / "both"
     both.mkdir()
     assert run_hosts(both, stop_at=10) == [128 + signal.SIGTERM] * 2, (both / "stderr0").read_text()[-3000:]
+    # Both say the warning, the second one with its number, and nothing else of its own.
+    assert "SIGTERM: saved after step" in (both / "stderr0").read_text()
+    assert "host 1: SIGTERM: saved after step" in (both / "stderr1").read_text()
     saved = [int(path.name) for path in (both / "checkpoints").iterdir()]
     assert len(saved) == 1 and 10 <= saved[0] < STEPS
     assert run_hosts(both, stop_at=-1) == [0, 0], (both / "stderr0").read_text()[-3000:]

@@ -79,7 +79,7 @@ def test_enlarge_keeps_the_aspect():
 
 def test_figure_grid_lays_pictures_in_rows_and_columns():
     red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
-    figure = opened(figure_grid([[red, blue], [blue, red]], ["before", "after"], ["a", "b"], side=64))
+    figure = figure_grid([[red, blue], [blue, red]], ["before", "after"], ["a", "b"], side=64)
     is_red, is_blue = (figure == [255, 0, 0]).all(-1), (figure == [0, 0, 255]).all(-1)
     assert is_red.sum() == is_blue.sum() == 2 * 64 * 64
     left = slice(0, figure.shape[1] // 2)

@@ -92,7 +92,8 @@ def test_log_writes_means_speed_and_counters(tmp_path: Path) -> None:
     assert 0 < train["images_per_second"] <= 80
     assert train["images_per_second"] / train["data_wait_fraction"] == pytest.approx(160)
     assert evaluation["evaluate/adapter/miou"] == 0.5 and evaluation["evaluate/count"] == 3
-    assert summary == {key: train[key] for key in ("images_per_second", "data_wait_fraction")}
+    told = ("images_per_second", "images_per_second_per_device", "data_wait_fraction", "peak_memory_bytes")
+    assert summary == {key: train[key] for key in told}
 
 
 def test_summary_is_the_median_over_all_lines_of_a_resumed_run(tmp_path: Path) -> None:
