@@ -12,4 +12,7 @@ from configs.adapt import recover
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: see configs/adapt/base.py."""
-    return recover.get_config(arg)
+    config = recover.get_config(arg)
+    if config.data.kind == "scenes":
+        config.evaluate_every = 200
+    return config

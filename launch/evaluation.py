@@ -67,7 +67,8 @@ def check_evaluation(config: ConfigDict) -> None:
     settings = _settings(config)
     if not config.evaluate_every or not settings.data.get("path"):
         return
-    if all(settings.data.get(name) == config.data.get(name) for name in ("kind", "path", "split")):
+    told_apart = ("kind", "path", "split") if config.data.kind == "tfds" else ("kind", "path")
+    if all(settings.data.get(name) == config.data.get(name) for name in told_apart):
         raise ValueError("config.evaluation.data is what config.data trains on: hold pictures out, such as a split")
     _held_out_source(settings)
 

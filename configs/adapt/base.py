@@ -138,7 +138,7 @@ def _shared(asked: Asked) -> dict[str, Any]:
         checkpoint=dict(every_steps=200, keep=2),
         log_every=10,
         # Steps between two looks at the adapter as it is (see `_evaluation`); 0 for none.
-        evaluate_every=200 if bundled else 0,
+        evaluate_every=0,
         evaluation=_evaluation(),
         # Where curves and pictures go besides the workdir's own files: "tensorboard", "wandb", or both with a comma.
         track="tensorboard",

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from spatial_clip_jax.train.chips import chip_of
 from spatial_clip_jax.train.distributed import from_main, is_main
 from spatial_clip_jax.train.metric_files import MetricFiles
 from spatial_clip_jax.train.progress import Progress
@@ -70,7 +71,7 @@ class Recorder:
         self._window: list[dict[str, Any]] = []
         self._progress = Progress(start_step, steps, shown=is_main())
         self._compiled = False
-        self.watch = Stopwatch(batch_size)
+        self.watch = Stopwatch(batch_size, chip_of(jax.devices()[0]))
 
     def __enter__(self) -> "Recorder":
         return self

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import psutil
 
-from spatial_clip_jax.train.chips import chip_of
+from spatial_clip_jax.train.chips import Chip
 
 IMAGES, WAIT, UTILISATION = "images_per_second", "data_wait_fraction", "model_flop_utilisation"
 IMAGES_DEVICE, TERAFLOPS_DEVICE = "images_per_second_per_device", "teraflops_per_second_per_device"
@@ -22,12 +22,10 @@ MEMORY, PEAK = "memory_bytes", "peak_memory_bytes"
 
 
 class Stopwatch:
-    """Counts steps and waits between two readings."""
+    """Counts steps and waits between two readings; `chip` is what each of the devices is, if its peak is known."""
 
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size, self._devices = batch_size, jax.device_count()
-        chip = chip_of(jax.devices()[0])
-        self._peak = chip.flops if chip else None
+    def __init__(self, batch_size: int, chip: Chip | None = None) -> None:
+        self._batch_size, self._devices, self._chip = batch_size, jax.device_count(), chip
         self.step_flops: int | None = None  # of all devices together, once it is known
         self._waits: list[float] = []
         self._began = time.perf_counter()
@@ -60,7 +58,7 @@ class Stopwatch:
         if not flops:
             return {}
         found = {TERAFLOPS_DEVICE: flops / 1e12}
-        return found | ({UTILISATION: flops / self._peak} if self._peak else {})
+        return found | ({UTILISATION: flops / self._chip.flops} if self._chip else {})
 
 
 def memory() -> dict[str, float]:
@@ -69,7 +67,8 @@ def memory() -> dict[str, float]:
     if not stats:
         # Linux counts the peak in KiB, macOS in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return {MEMORY: psutil.Process().memory_info().rss, PEAK: peak}
+        now = psutil.Process().memory_info().rss
+        return {MEMORY: now, PEAK: max(peak, now)}
     return {MEMORY: max(of["bytes_in_use"] for of in stats), PEAK: max(of["peak_bytes_in_use"] for of in stats)}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,13 +17,14 @@ class Wandb:
     """A run whose id is kept in `workdir/wandb.json`, so that a resumed run draws the same curves on.
 
     What the service was told cannot be taken back, so a resumed run, which computes the same numbers again, is silent
-    up to the step that was told last. All settings of wandb's own environment hold, such as WANDB_MODE=offline.
+    up to the step that was told last. wandb writes every few seconds: what it had not when a run was killed is in
+    metrics.jsonl alone. All settings of its own environment hold, such as WANDB_MODE=offline.
     """
 
     def __init__(self, workdir: Path, start_step: int) -> None:
         self._file = workdir / "wandb.json"
         known = json.loads(self._file.read_text()) if start_step and self._file.exists() else {}
-        self._id, self._told = known.get("id", wandb.util.generate_id()), known.get("step", 0)
+        self._id, self._told = known.get("id", secrets.token_hex(4)), known.get("step", 0)
         config = workdir / "config.json"
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),

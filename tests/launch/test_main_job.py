@@ -64,7 +64,8 @@ def whole(data, tmp_path_factory) -> Path:
         '--config.benchmark.rows=("plain", "fusion", "adapter", "adapter+fusion")',
         "--config.benchmark.teacher_scales=(1.0,)",
     )
-    out = finish(start(data, workdir, *SMALL, *rows))
+    looks = ("--config.evaluate_every=2", "--config.evaluation.pictures=8", "--config.evaluation.shown=2")
+    out = finish(start(data, workdir, *SMALL, *rows, *looks))
     assert "adapter+fusion" in out and "global embedding" in out
     return workdir
 
@@ -77,16 +78,39 @@ def test_what_is_written(whole):
         assert names <= set(scores) and all(0 <= value <= 1 for value in scores.values())
     assert metrics["benchmark"]["adapter"]["zero_shot_top1"] == metrics["benchmark"]["plain"]["zero_shot_top1"]
     assert {"steps", "images_per_second", "data_wait_fraction", "corrupt_records"} <= set(metrics["train"])
+    assert {"images_per_second_per_device", "teraflops_per_second_per_device"} <= set(metrics["train"])
+    assert metrics["train"]["peak_memory_bytes"] > 1e8
     assert metrics["environment"]["jax"]
     for stage in STAGES:
         curve = [json.loads(line) for line in (whole / stage / "metrics.jsonl").read_text().splitlines()]
-        assert {"cosine", "correlation_divergence", "loss"} <= set(curve[-1])
+        steps = [row for row in curve if "loss" in row]
+        assert {"cosine", "correlation_divergence", "loss", "longest_wait_ms", "memory_bytes"} <= set(steps[-1])
         assert [path.name for path in (whole / stage / "checkpoints").glob("4")]
     report = (whole / "report.html").read_text()
     assert (
         "adapter+fusion" in report and "data:image/png;base64," in report and "http" not in report.split("</style>")[1]
     )
     assert list((whole / "events").iterdir()) and (whole / "figure.png").stat().st_size > 10_000
+
+
+def test_the_adapter_is_looked_at_as_training_goes(whole):
+    """Every second step: the scores that a table has, and a picture, once each."""
+    for stage in STAGES:
+        rows = [json.loads(line) for line in (whole / stage / "metrics.jsonl").read_text().splitlines()]
+        looks = {row["step"]: row for row in rows if "evaluate/average" in row}
+        assert list(looks) == [2, 4] and len(looks) == sum("evaluate/average" in row for row in rows)
+        for row in looks.values():
+            parts = [
+                row[f"evaluate/{name}"] for name in ("pointing", "box_iou50", "miou", "region_top1", "part_pointing")
+            ]
+            assert row["evaluate/average"] == pytest.approx(sum(parts) / 5) and all(0 <= part <= 1 for part in parts)
+        pictures = sorted((whole / stage / "pictures").iterdir())
+        assert [path.name for path in pictures] == ["step-2.png", "step-4.png"]
+        before, after = (np.asarray(Image.open(path)) for path in pictures)
+        # Two rows of four columns: what does not change is the same to the pixel, and the student is the last.
+        assert before.shape == after.shape and before.shape[1] > 4 * 224
+        changed = np.nonzero((before != after).any((0, 2)))[0]
+        assert changed.min() >= 3 * 232 and len(changed) > 100
 
 
 def test_the_export_says_what_it_is(whole):
@@ -153,7 +177,11 @@ def test_a_mesh_of_eight_trains_the_same(whole, data, tmp_path):
         "--config.mesh.fsdp=2",
         '--config.sharding=((".*kernel", "fsdp(0)"), (".*", "replicate"))',
     )
-    finish(start(data, tmp_path, *WITHOUT_TABLE, *mesh, devices=8))
+    looks = ("--config.evaluate_every=4", "--config.evaluation.pictures=8")
+    finish(start(data, tmp_path, *WITHOUT_TABLE, *mesh, *looks, devices=8))
+    assert (tmp_path / "pictures" / "step-4.png").is_file() and "evaluate/average" in (
+        tmp_path / "metrics.jsonl"
+    ).read_text()
     expected, found = adapter(whole), adapter(tmp_path)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
@@ -167,8 +195,19 @@ def test_your_own_pictures(data, tmp_path):
         pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / ("more" if i % 2 else ".") / f"{i}.png")
     own = ("--config.data.kind=folder", f"--config.data.path={tmp_path / 'pictures'}", "--config.model=tiny")
-    finish(start(data, tmp_path / "run", *WITHOUT_TABLE, *own))
-    assert scj.load("tiny", adapter=tmp_path / "run").localize(tmp_path / "pictures" / "0.png", ["a star"])
+    held = tmp_path / "held_out"
+    held.mkdir()
+    for path in sorted((tmp_path / "pictures").glob("*.png"))[:2]:
+        path.rename(held / path.name)
+    looks = ("--config.evaluate_every=2", "--config.evaluation.pictures=10", "--config.evaluation.shown=1")
+    settings = (*WITHOUT_TABLE, *own, *looks, f"--config.evaluation.data.path={held}")
+    finish(start(data, tmp_path / "run", *settings))
+    for stage in STAGES:
+        rows = [json.loads(line) for line in (tmp_path / "run" / stage / "metrics.jsonl").read_text().splitlines()]
+        found = [row["evaluate/loss"] for row in rows if "evaluate/loss" in row]
+        assert len(found) == 2 and found[1] < found[0]  # what is learned holds on pictures that are not trained on
+        assert "evaluate/cosine" in rows[-1] and (tmp_path / "run" / stage / "pictures" / "step-4.png").is_file()
+    assert scj.load("tiny", adapter=tmp_path / "run").localize(held / "0.png", ["a star"])
 
 
 REFUSED = {
@@ -199,6 +238,10 @@ REFUSED = {
     "--config.optimizer.lr=1.0": "config.optimizer has no setting 'lr'; it has .*learning_rate",
     '--config.measure=True --config.benchmark.rows=("gemm",)': r"rows names \['gemm'\]; there are \['plain'",
     "--config.data.kind=folder": "data.path is empty",
+    "--config.track=tensorbord": r"config.track names \['tensorbord'\]; valid: tensorboard, wandb",
+    "--config.profile.steps=-1": "config.profile: ProfileSettings.steps must be a whole number from 0",
+    "--config.evaluation.shown=65": "evaluation: EvaluationSettings.shown must be a whole number from 0 to 64, got 65",
+    "--config.evaluate_every=1 --config.evaluation.data.path=/no/such": "evaluation: There is no folder /no/such",
 }
 # Each case is a process of its own, split off one that has done the imports: they take longer than the refusal.
 REFUSALS = """
