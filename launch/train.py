@@ -21,6 +21,7 @@ from spatial_clip_jax.data.scenes.load import prepare
 from spatial_clip_jax.evaluate.runner import Benchmark
 from spatial_clip_jax.fusion.encoders import ADAPTER
 from spatial_clip_jax.fusion.settings import FusionSettings
+from spatial_clip_jax.models.compute import Compute
 from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.train.distributed import initialize, is_main, to_host
 from spatial_clip_jax.train.loop import train
@@ -52,10 +53,11 @@ def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tu
     kept in the workdir, or below `teachers`, which runs may share.
     """
     settings = read_settings(config)  # its faults come before any work
+    compute = read_section(Compute, config.compute, "compute")
     check_evaluation(config)
     check_workdir(workdir, resolve(config))
     initialize(settings.distributed)
-    model = load(config.model)
+    model = load(config.model, dtype=compute.dtype)
     check_stages(config, model)
     for stage in stage_shapes(config, model.spec):
         stage.check()
