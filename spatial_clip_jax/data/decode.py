@@ -42,7 +42,12 @@ Picture = bytes | str | Path | Image.Image | np.ndarray
 
 
 def decode_image(source: Picture, name: str = "", at_least: int = 0) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes one picture to upright RGB.
+    """Decodes one picture to an array; see `decode_picture`, which says what is accepted and raised."""
+    return np.array(decode_picture(source, name, at_least))
+
+
+def decode_picture(source: Picture, name: str = "", at_least: int = 0) -> Image.Image:
+    """Decodes one picture to upright RGB, and leaves it with Pillow, which cuts and resizes without copies.
 
     The EXIF orientation is applied; transparency is shown over white; 16-bit samples are scaled to 8 bits;
     of an animation the first frame is taken.
@@ -67,7 +72,8 @@ def decode_image(source: Picture, name: str = "", at_least: int = 0) -> UInt8[np
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS} in all")
             if at_least > 0:
                 image.draft(None, (at_least, at_least))
-            return np.array(_to_rgb(_upright(image)))
+            image.load()
+            return _to_rgb(_upright(image))
     except FileNotFoundError:
         raise
     except DAMAGE as error:
@@ -117,4 +123,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from spatial_clip_jax.data.sources import open_source
-from spatial_clip_jax.data.stream import PictureStream, fitted
+from spatial_clip_jax.data.stream import PictureStream
 
 COUNT, SIZE = 23, (12, 16)
 CORRUPT = {"04.png": b"", "11.png": b"no picture", "17.png": b"\x89PNG cut short"}
@@ -148,17 +148,3 @@ def test_bad_arguments_are_named(folder: Path) -> None:
         stream(folder, process_count=4)
     with pytest.raises(ValueError, match="max_corrupt_fraction must be from 0 to 1, got 2"):
         stream(folder, max_corrupt_fraction=2)
-
-
-def test_pictures_are_cropped_at_the_centre_or_stretched() -> None:
-    image = np.zeros((40, 100, 3), np.uint8)
-    image[:, 30:70] = 200  # exactly the centred square
-    cropped = fitted(image, (20, 20), "crop")
-    assert cropped.shape == (20, 20, 3) and (cropped[:, 2:-2] == 200).all()
-    stretched = fitted(image, (20, 20), "stretch")
-    assert (stretched[:, :5] == 0).all() and (stretched[:, 8:12] == 200).all()
-    assert fitted(image, (200, 300), "crop").shape == (200, 300, 3)
-    np.testing.assert_array_equal(fitted(image, (40, 100), "crop"), image)
-    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    reference = Image.fromarray(noise).resize((16, 12), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(fitted(noise, (12, 16), "stretch"), np.asarray(reference))
