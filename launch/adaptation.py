@@ -298,6 +298,7 @@ def stream_of(config: ConfigDict, source: Source, model: SpatialClip, boxes: int
         jax.process_count(),
         boxes=boxes,
         max_corrupt_fraction=config.data.max_corrupt_fraction,
+        processes=config.data.processes,
     )
 
 

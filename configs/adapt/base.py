@@ -152,12 +152,14 @@ def _shared(asked: Asked) -> dict[str, Any]:
 
 
 def _data(asked: Asked) -> dict[str, Any]:
-    """kind: "scenes", the bundled world, written below `dir`; or "folder" of pictures or "tfds" version, at `path`.
+    """kind: "scenes", the bundled world, written below `dir`; or "folder" of pictures or "tfds" version, at `path`; or
+    "mixture", of parts dict(kind=, path=, split=, weight=) in the tuple `mixture`, see docs/data.md.
 
     boxes, nouns: what the pictures come with, for terms that ask for boxes="given", see data/sources.py.
+    processes: that decode, for decoders that hold Python's lock; 0 for threads, which suit JPEG.
     """
     kind = "scenes" if asked.name == "tiny" else "folder"
-    own = dict(path="", split="unlabeled", boxes="", nouns="")
+    own = dict(path="", split="unlabeled", boxes="", nouns="", mixture=(), processes=0)
     return dict(kind=kind, world=asked.world, dir="data", **own, max_corrupt_fraction=0.01)
 
 

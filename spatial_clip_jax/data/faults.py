@@ -14,7 +14,7 @@ ENOUGH = 1000
 class Fault(NamedTuple):
     """A record that was met and is corrupt: its number, what it is called, and what is wrong with it."""
 
-    index: int
+    record: int
     name: str
     reason: str
 
@@ -40,8 +40,8 @@ class Corrupt:
           ValueError: if too many records are corrupt.
         """
         for fault in faults:
-            if fault.index not in self._names:
-                self._names[fault.index] = fault.name
+            if fault.record not in self._names:
+                self._names[fault.record] = fault.name
                 self._log(fault)
         self._seen += seen
         if self._seen >= self._enough and len(self) > self._most * self._seen:
@@ -53,7 +53,7 @@ class Corrupt:
 
     def _log(self, fault: Fault) -> None:
         if len(self) <= NAMED:
-            logger.warning("corrupt record %d replaced: %s", fault.index, fault.reason)
+            logger.warning("corrupt record %d replaced: %s", fault.record, fault.reason)
         if len(self) == NAMED:
             logger.warning("further corrupt records are counted, not named")
 

@@ -10,7 +10,7 @@ from PIL import Image
 from spatial_clip_jax.data.boxes import drawn_regions
 from spatial_clip_jax.data.decode import decode_picture
 from spatial_clip_jax.data.faults import Fault, first_names
-from spatial_clip_jax.data.sources import Record, Source
+from spatial_clip_jax.data.source import Record, Source
 
 RESIZES = ("crop", "stretch")
 SUBSTITUTES = 100
@@ -62,7 +62,7 @@ class Loader:
         return Loaded({**found, "index": np.int64(index)}, faults)
 
     def _load(self, index: int, position: int, faults: list[Fault]) -> Example | None:
-        """The picture, and the boxes that are drawn for its place in the stream; None, and a fault, if it is corrupt."""
+        """The picture, and boxes drawn for its place in the stream; None, and a fault, if it is corrupt."""
         name = f"record {index}"
         try:
             record = self._source[index]

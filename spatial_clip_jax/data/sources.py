@@ -1,47 +1,21 @@
 """Where pictures come from: TFDS datasets stored as ArrayRecord, and folders of picture files."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import ml_collections
 
 from spatial_clip_jax.data.boxes import Annotations, CocoAnnotations, TfdsAnnotations
-
-Record = dict[str, Any]
-Fingerprint = dict[str, str | int]
+from spatial_clip_jax.data.mixture import MixedSource, checked_weight
+from spatial_clip_jax.data.source import Fingerprint, Record, Source, digest
 
 EXTENSIONS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # ArrayRecord pads its files to whole blocks, so their sizes tell little; the last block is the index of all records.
 BLOCK = 65536
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to records; each has "image", the encoded bytes, and "name", for messages.
-
-    `annotations` know the boxes of a record, where boxes came along.
-    """
-
-    annotations: Annotations | None
-
-    def __len__(self) -> int:
-        """Returns the number of records."""
-        ...
-
-    def __getitem__(self, index: int) -> Record:
-        """Returns record number `index`; safe to call from several threads.
-
-        Raises:
-          OSError: if its file has vanished, is damaged or cannot be read.
-        """
-        ...
-
-    def fingerprint(self) -> Fingerprint:
-        """Returns what changes, in JSON's own types, when record numbers stand for other pictures; reads no picture."""
-        ...
+KINDS = ("folder", "tfds", "mixture")
+PART = ("kind", "path", "split", "weight")
 
 
 class FolderSource:
@@ -72,7 +46,7 @@ class FolderSource:
     def fingerprint(self) -> Fingerprint:
         """Names, sizes and times of change, in order; where the folder lies does not count."""
         files = (os.fsencode(f"{name}\0{_stamp(self._folder / name)}") for name in self._names)
-        return {"kind": "folder", "records": len(self), "files": _digest(files)}
+        return {"kind": "folder", "records": len(self), "files": digest(files)}
 
 
 class TfdsSource:
@@ -101,6 +75,7 @@ class TfdsSource:
                 f"{folder} is stored as {builder.info.file_format.value}, which has no random access; write "
                 "it again with file_format='array_record'."
             )
+        self._arguments = folder, split, boxes, nouns
         self._split, self._info = split, builder.info
         self.annotations: Annotations | None = TfdsAnnotations(builder.info.features, boxes, nouns) if boxes else None
         self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -119,7 +94,11 @@ class TfdsSource:
         """Name, version, split, and the shards' names, sizes and indices; where and when they were written does not."""
         shards = (f"{path.name}\0{path.stat().st_size}\0".encode() + _tail(path) for path in self._shards())
         name = {"kind": "tfds", "name": self._info.full_name, "split": self._split}
-        return {**name, "records": len(self), "files": _digest(shards)}
+        return {**name, "records": len(self), "files": digest(shards)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes open the files by themselves."""
+        return TfdsSource, self._arguments
 
     def _shards(self) -> list[Path]:
         return [Path(path) for path in self._info.splits[self._split].filepaths]
@@ -132,36 +111,51 @@ def open_source(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source
       config: `kind`: "tfds", with `path`, the dataset's version folder, and `split`, such as "train" or
         "train[:90%]"; or "folder", with `path`. `boxes`, if there are any: of a folder, a file in COCO's format; of
         a dataset, a feature such as "objects/bbox", and `nouns`, the feature of their names, such as "objects/label".
+        Or "mixture", with `mixture`: of each part its kind, path, split and `weight`, its share of the pictures in
+        units of the other parts' weights.
 
     Raises:
       FileNotFoundError: if the path does not exist or holds nothing of the kind, listing what there is.
-      ValueError: on an unknown kind or split, an empty path, a TFDS dataset that is not in ArrayRecord format, or boxes
-        that are not understood.
+      ValueError: on an unknown kind or split, an empty path, a TFDS dataset that is not in ArrayRecord format, boxes
+        that are not understood, or a mixture without parts or with a weight that is no positive number.
     """
-    kind, path, boxes, nouns = (config.get(name) for name in ("kind", "path", "boxes", "nouns"))
-    if kind not in ("folder", "tfds"):
+    kind, mixture, boxes, nouns = (config.get(name) for name in ("kind", "mixture", "boxes", "nouns"))
+    if kind not in KINDS:
         raise ValueError(
-            f"Unknown data.kind {kind!r}; the valid ones are 'folder' and 'tfds', and 'scenes' where a command "
-            "brings the bundled world."
+            f"Unknown data.kind {kind!r}; the valid ones are 'folder', 'tfds' and 'mixture', and 'scenes' where a "
+            "command brings the bundled world."
         )
+    if mixture and kind != "mixture":
+        raise ValueError(f"data.mixture is read with data.kind='mixture' alone, and data.kind is {kind!r}.")
+    if nouns and (kind != "tfds" or not boxes):
+        raise ValueError(f"data.nouns={nouns!r} names the boxes of a TFDS dataset; give data.boxes, its feature, too.")
+    return _mixed(mixture or (), boxes) if kind == "mixture" else _opened(config)
+
+
+def _mixed(parts: Sequence[Mapping[str, Any]], boxes: str | None) -> MixedSource:
+    if not parts:
+        raise ValueError("data.mixture is empty: give its parts, such as (dict(kind='folder', path=DIR, weight=1.0),).")
+    if boxes:
+        raise ValueError(f"data.boxes={boxes!r}: the parts of a mixture come without boxes.")
+    for part in parts:
+        unknown = sorted(set(part) - {*PART})
+        if unknown or part.get("kind") not in ("folder", "tfds"):
+            raise ValueError(f"A part of data.mixture has {PART}, of kind 'folder' or 'tfds'; got {dict(part)}.")
+    weights = [checked_weight(part.get("weight")) for part in parts]
+    return MixedSource([(str(part["path"]), open_source(part)) for part in parts], weights)
+
+
+def _opened(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source:
+    kind, path, boxes, nouns = (config.get(name) for name in ("kind", "path", "boxes", "nouns"))
     # Path("") would be the current folder.
     if not path or not str(path).strip():
         raise ValueError("data.path is empty: give a folder of pictures or a TFDS version folder.")
     folder = Path(path).expanduser()
-    if nouns and (kind == "folder" or not boxes):
-        raise ValueError(f"data.nouns={nouns!r} names the boxes of a TFDS dataset; give data.boxes, its feature, too.")
     if kind == "folder":
         return FolderSource(folder, Path(boxes).expanduser() if boxes else None)
     if not config.get("split"):
         raise ValueError("data.split is empty: give a split of the TFDS dataset, such as 'train' or 'train[:90%]'.")
     return TfdsSource(folder, config["split"], boxes or "", nouns or "")
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part + b"\n")
-    return digest.hexdigest()
 
 
 def _stamp(path: Path) -> str:

@@ -10,11 +10,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
+from absl import flags
 
+from spatial_clip_jax.data.children import end_with_parent
 from spatial_clip_jax.data.faults import Corrupt
 from spatial_clip_jax.data.loader import Loader, collated
-from spatial_clip_jax.data.sources import Source
+from spatial_clip_jax.data.order import record_order
+from spatial_clip_jax.data.source import Source
+
+AHEAD = 2  # batches that a worker process makes before they are asked for
 
 
 class PictureStream:
@@ -36,6 +42,7 @@ class PictureStream:
         boxes: int = 0,
         max_corrupt_fraction: float = 0.01,
         threads: int = 0,
+        processes: int = 0,
     ) -> None:
         """Opens the stream at its beginning; nothing is read before the first batch.
 
@@ -50,26 +57,27 @@ class PictureStream:
           boxes: how many of a picture's boxes are drawn anew at each of its visits, from a source that has them.
           max_corrupt_fraction: a larger share of corrupt records ends the stream with an error.
           threads: decoding threads; 0 for one a core, 16 at most.
+          processes: decoding processes in place of the threads, which take whole batches in turns; 0 for none.
 
         Raises:
-          ValueError: on an empty source, a batch that the hosts cannot share equally, or an unknown `resize`,
-            or if boxes are asked of a source that has none.
+          ValueError: on an empty source, a batch that the hosts cannot share equally, a negative number of
+            processes, or an unknown `resize`, or if boxes are asked of a source that has none.
         """
         if batch_size < 1 or batch_size % process_count:
             raise ValueError(f"batch_size {batch_size} cannot be shared equally by {process_count} hosts.")
         if not len(source):
             raise ValueError("The source holds no record.")
+        if processes < 0:
+            raise ValueError(f"data.processes must be 0, for threads, or a number of processes, got {processes}.")
         loader = Loader(source, size, seed, resize, boxes)
         self._corrupt = Corrupt(len(source), max_corrupt_fraction)
         self._batch_size, self._process_count = batch_size, process_count
-        threads = threads or min(os.cpu_count() or 1, 16)
-        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-        order = order.map_with_index(lambda position, index: (position, index))[process_index::process_count]
-        # Threads, not worker processes: decoding frees the GIL, and nothing has to be forked or pickled.
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        pictures = order.map(loader).to_iter_dataset(options)
-        batches = pictures.batch(batch_size // process_count, drop_remainder=True, batch_fn=collated)
-        self._iterator: Any = iter(batches)
+        self._threads = threads or min(os.cpu_count() or 1, 16)
+        self._processes = processes
+        order = record_order(source, seed).map_with_index(lambda position, index: (position, index))
+        self._pictures = order[process_index:].map(loader)
+        self._position = 0
+        self._iterator: Any = None
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
@@ -79,19 +87,62 @@ class PictureStream:
 
         Raises:
           ValueError: if too many records are corrupt.
+          ChildProcessError: if a decoding process was ended.
         """
-        batch, faults = next(self._iterator)
+        if self._iterator is None:
+            self._iterator = iter(self._batches() if self._processes else self._threaded_batches())
+        batch, faults = self._next()
+        self._position += self._batch_size
         self._corrupt.add(len(batch["index"]), faults)
         return batch
 
+    def _next(self) -> Any:
+        try:
+            batch, faults = next(self._iterator)
+        except RuntimeError as error:
+            if not self._processes or "exit code" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"A process that decodes pictures was ended ({error}). If the machine ran out of memory, give fewer "
+                "config.data.processes, or 0 for threads; the same command goes on from the last checkpoint."
+            ) from error
+        # Of processes, arrays lie in shared memory, which is given back as soon as nobody holds them.
+        return jax.tree.map(np.array, batch) if self._processes else batch, faults
+
+    def _own(self) -> grain.MapDataset:
+        """This host's pictures from the position on."""
+        return self._pictures[self._position :: self._process_count]
+
+    def _threaded_batches(self) -> grain.IterDataset:
+        """Threads suit decoders that free the GIL, as Pillow's do: nothing is started or copied."""
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=2 * self._threads)
+        size = self._batch_size // self._process_count
+        return self._own().to_iter_dataset(options).batch(size, drop_remainder=True, batch_fn=collated)
+
+    def _batches(self) -> grain.IterDataset:
+        """Processes take whole batches in turns. They are spawned: JAX's threads would not survive a fork."""
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain hands its own to the processes
+        batches = self._own().batch(self._batch_size // self._process_count, drop_remainder=True, batch_fn=collated)
+        return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=self._processes, per_worker_buffer_size=AHEAD),
+            worker_init_fn=_started,
+        )
+
     def get_state(self) -> dict[str, int]:
         """Returns the position after the last batch: pictures handed out, by all hosts together."""
-        return {"position": self._iterator.get_state()["next_index"] * self._process_count}
+        return {"position": self._position}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Moves to a position from `get_state`, which may come from another process or number of hosts."""
-        self._iterator.set_state({"next_index": state["position"] // self._process_count})
+        if self._iterator is not None:
+            self._iterator.close()
+        self._position, self._iterator = state["position"], None
 
     def counters(self) -> dict[str, int]:
         """Returns `corrupt_records`: distinct ones that this host has met since it started."""
         return {"corrupt_records": len(self._corrupt)}
+
+
+def _started(worker: int, workers: int) -> None:
+    end_with_parent()

@@ -16,11 +16,9 @@ from spatial_clip_jax.train.distributed import is_main
 logger = logging.getLogger(__name__)
 
 # A run may be continued with other values of these: they do not change what it trains.
-HARMLESS = ("log_every", "evaluate_every", "checkpoint", "mesh", "sharding", "distributed", "measure", "benchmark") + (
-    "evaluation",
-    "track",
-    "profile",
-)
+HARMLESS = ("log_every", "evaluate_every", "evaluation", "track", "profile", "checkpoint", "measure", "benchmark")
+HARMLESS += ("mesh", "sharding", "distributed", "compute.scan_layers", "compute.remat", "compute.microbatches")
+HARMLESS += ("data.processes",)
 
 LISTED = 12  # differences between two configs
 
@@ -91,7 +89,7 @@ def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
     differing = [
         f"{name}: {before.get(name, 'absent')} there, {now.get(name, 'absent')} here"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name.split(".")[0] not in HARMLESS
+        if before.get(name) != now.get(name) and not {name, name.split(".")[0]} & {*HARMLESS}
     ]
     if differing:
         listed, further = differing[:LISTED], len(differing) - LISTED

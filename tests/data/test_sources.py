@@ -87,7 +87,10 @@ def test_tfds_errors_list_what_there_is(dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"kind": "web", "path": "pictures"}, "Unknown data.kind 'web'; the valid ones are 'folder' and 'tfds'"),
+        (
+            {"kind": "web", "path": "pictures"},
+            "Unknown data.kind 'web'; the valid ones are 'folder', 'tfds' and 'mixture'",
+        ),
         ({"path": "pictures"}, "Unknown data.kind None"),
         ({"kind": "folder", "path": ""}, "data.path is empty: give a folder of pictures or a TFDS version folder"),
         ({"kind": "folder"}, "data.path is empty"),

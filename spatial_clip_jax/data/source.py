@@ -1,0 +1,44 @@
+"""What every source of pictures is."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+from spatial_clip_jax.data.boxes import Annotations
+
+Record = dict[str, Any]
+Fingerprint = dict[str, str | int]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to records; each has "image", the encoded bytes, and "name", for messages.
+
+    `annotations` know the boxes of a record, where boxes came along.
+    """
+
+    annotations: Annotations | None
+
+    def __len__(self) -> int:
+        """Returns the number of records."""
+        ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Returns record number `index`; safe to call from several threads.
+
+        Raises:
+          OSError: if its file has vanished, is damaged or cannot be read.
+        """
+        ...
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns what changes, in JSON's own types, when record numbers stand for other pictures; reads no picture."""
+        ...
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """A hash of the parts, for fingerprints."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part + b"\n")
+    return found.hexdigest()
