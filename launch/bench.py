@@ -1,6 +1,7 @@
 """Measures speed and memory of the fusion: against the tower alone, against PyTorch, and against budgets.
 
     python -m launch.bench --config=configs/bench/fusion.py --workdir=runs/bench
+    python -m launch.bench --config=configs/bench/input.py --workdir=runs/bench_input  # of the input: bench_input.py
 
 Everything that is compared is run in turns, and medians are taken. The workdir gets bench.json, of this run alone.
 """
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 # A GPU is shared with PyTorch and with the processes that measure memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from launch import cli  # noqa: E402
+from launch import bench_input, cli  # noqa: E402
 from launch.bench_sections import SECTIONS, Rows, machine, prepare  # noqa: E402
 from spatial_clip_jax.data.decode import MAX_PIXELS  # noqa: E402
 from spatial_clip_jax.evaluate.runner import environment, write_whole  # noqa: E402
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the sections that the config names, prints each one's table, and writes them to `workdir/bench.json`."""
+    if config.get("bench") == "input":
+        print(as_table(bench_input.main(config, workdir)), flush=True)
+        return
     _check(config)
     with held_workdir(workdir), tempfile.TemporaryDirectory() as folder:
         bench = prepare(config, Path(folder))

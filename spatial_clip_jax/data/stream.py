@@ -135,9 +135,14 @@ class PictureStream:
 
     def set_state(self, state: dict[str, int]) -> None:
         """Moves to a position from `get_state`, which may come from another process or number of hosts."""
+        self.close()
+        self._position = state["position"]
+
+    def close(self) -> None:
+        """Ends the threads or processes; a next batch would start them again."""
         if self._iterator is not None:
             self._iterator.close()
-        self._position, self._iterator = state["position"], None
+        self._iterator = None
 
     def counters(self) -> dict[str, int]:
         """Returns `corrupt_records`: distinct ones that this host has met since it started."""

@@ -89,7 +89,7 @@ def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
     differing = [
         f"{name}: {before.get(name, 'absent')} there, {now.get(name, 'absent')} here"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not {name, name.split(".")[0]} & {*HARMLESS}
+        if before.get(name) != now.get(name) and not {name, name.split(".")[0]} & HARMLESS
     ]
     if differing:
         listed, further = differing[:LISTED], len(differing) - LISTED
