@@ -5,6 +5,7 @@ import sys
 
 COMMANDS = {
     "convert": "reads a checkpoint of any known kind, checks it, writes it; --inspect says what is in it",
+    "data": "data build: folders, tar or parquet files into a TFDS data set that training streams",
     "export": "Hugging Face folder of a CLIP and its adapter, with the PyTorch twin",
     "evaluate": "the table of a model that is there",
     "table": "mean and spread over runs",

@@ -69,7 +69,9 @@ def decode_picture(source: Picture, name: str = "", at_least: int = 0) -> Image.
             if not image.width * image.height:
                 raise ValueError(f"{image.width} x {image.height} pixels, it has none")
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS} in all")
+                raise Image.DecompressionBombError(
+                    f"{image.width} x {image.height} pixels, more than {MAX_PIXELS} in all"
+                )
             if at_least > 0:
                 image.draft(None, (at_least, at_least))
             image.load()

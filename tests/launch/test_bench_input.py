@@ -23,6 +23,7 @@ def test_pictures_are_of_the_size_of_photographs(tmp_path):
     assert Image.open(tmp_path / "names" / "000011.jpg").size == (500, 375)
 
 
+@pytest.mark.slow
 def test_every_row_is_a_speed(tmp_path, capsys):
     main(small(), tmp_path)
     rows = json.loads((tmp_path / "bench.json").read_text())["input"]

@@ -1,0 +1,1 @@
+"""Pictures of any origin into a TFDS data set in ArrayRecord format."""
