@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from spatial_clip_jax.data.scenes.load import prepare
 from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.data.sources import Source, open_source
-from spatial_clip_jax.data.stream import PictureStream
+from spatial_clip_jax.data.streams import Stream, open_stream
 from spatial_clip_jax.evaluate.prompts import embed_phrases
 from spatial_clip_jax.fusion.encoders import Towers, abstract_towers, fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings
@@ -242,7 +242,7 @@ def _channels(config: ConfigDict, source: Source, model: SpatialClip, most: int)
 
     A few pictures at a time, as many as a large tower has memory for.
     """
-    stream = PictureStream(
+    stream = open_stream(
         source,
         BANK_BATCH,
         picture_size(config, model.spec.vision),
@@ -287,9 +287,9 @@ def _check_scale(scale: float, vision: AnyVisionSpec) -> None:
         )
 
 
-def stream_of(config: ConfigDict, source: Source, model: SpatialClip, boxes: int) -> PictureStream:
+def stream_of(config: ConfigDict, source: Source, model: SpatialClip, boxes: int) -> Stream:
     """This host's part of batches of the pictures, as a step of this config takes them."""
-    return PictureStream(
+    return open_stream(
         source,
         config.batch_size,
         picture_size(config, model.spec.vision),
@@ -303,7 +303,7 @@ def stream_of(config: ConfigDict, source: Source, model: SpatialClip, boxes: int
 
 
 def _taught(
-    stream: PictureStream,
+    stream: Stream,
     config: ConfigDict,
     source: Source,
     teachers: Teachers,

@@ -1,6 +1,6 @@
 """From a record's number to what a batch holds of it: read, decoded, at a fixed size, replaced if it is corrupt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,17 +55,21 @@ class Loader:
           ValueError: if no substitute is sound.
         """
         position, index = place
+        return self.loaded(position, index, self._source.__getitem__)
+
+    def loaded(self, position: int, index: int, read: Callable[[int], Record]) -> Loaded:
+        """The same, of a record that is read otherwise than its substitutes are."""
         faults: list[Fault] = []
-        found = self._load(index, position, faults)
+        found = self._load(position, index, read, faults)
         if found is None:
             found, index = self._substitute(position, faults)
         return Loaded({**found, "index": np.int64(index)}, faults)
 
-    def _load(self, index: int, position: int, faults: list[Fault]) -> Example | None:
+    def _load(self, position: int, index: int, read: Callable[[int], Record], faults: list[Fault]) -> Example | None:
         """The picture, and boxes drawn for its place in the stream; None, and a fault, if it is corrupt."""
         name = f"record {index}"
         try:
-            record = self._source[index]
+            record = read(index)
             name = record["name"]
             image = decode_picture(record["image"], name, at_least=max(self._size))
         except (OSError, ValueError) as error:
@@ -87,7 +91,7 @@ class Loader:
         """The first sound one of a sequence of records that seed and position alone fix."""
         rng = np.random.default_rng((self._seed, position))
         for index in rng.integers(len(self._source), size=SUBSTITUTES):
-            found = self._load(int(index), position, faults)
+            found = self._load(position, int(index), self._source.__getitem__, faults)
             if found is not None:
                 return found, int(index)
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from spatial_clip_jax.data.boxes import Annotations
@@ -42,3 +43,11 @@ def digest(parts: Iterable[bytes]) -> str:
     for part in parts:
         found.update(part + b"\n")
     return found.hexdigest()
+
+
+def contents(folder: Path, most: int = 10) -> str:
+    """What there is in a folder, for messages about what is not."""
+    if not folder.is_dir():
+        return f"{folder} does not exist either."
+    names = sorted(path.name for path in folder.iterdir())
+    return f"{folder} holds {names[:most] or 'nothing'}{' and more' if len(names) > most else ''}."

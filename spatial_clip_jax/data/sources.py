@@ -9,11 +9,11 @@ import ml_collections
 
 from spatial_clip_jax.data.boxes import Annotations, CocoAnnotations, TfdsAnnotations
 from spatial_clip_jax.data.mixture import MixedSource, checked_weight
-from spatial_clip_jax.data.source import Fingerprint, Record, Source, digest
+from spatial_clip_jax.data.source import Fingerprint, Record, Source, contents, digest
+from spatial_clip_jax.data.tfds_folder import is_tfrecord, opened_builder, tfds_fingerprint
+from spatial_clip_jax.data.tfrecord import TfRecordSource
 
 EXTENSIONS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# ArrayRecord pads its files to whole blocks, so their sizes tell little; the last block is the index of all records.
-BLOCK = 65536
 KINDS = ("folder", "tfds", "mixture")
 PART = ("kind", "path", "split", "weight")
 
@@ -23,7 +23,7 @@ class FolderSource:
 
     def __init__(self, folder: Path, boxes: Path | None = None) -> None:
         if not folder.is_dir():
-            raise FileNotFoundError(f"There is no folder {folder}. {_contents(folder.parent)}")
+            raise FileNotFoundError(f"There is no folder {folder}. {contents(folder.parent)}")
         self._folder = folder
         self._names = sorted(
             (Path(parent) / name).relative_to(folder).as_posix()
@@ -33,7 +33,7 @@ class FolderSource:
         )
         if not self._names:
             kinds = "/".join(EXTENSIONS)
-            raise FileNotFoundError(f"No {kinds} at any depth below {folder}. {_contents(folder)}")
+            raise FileNotFoundError(f"No {kinds} at any depth below {folder}. {contents(folder)}")
         self.annotations: Annotations | None = CocoAnnotations(boxes, self._names) if boxes else None
 
     def __len__(self) -> int:
@@ -56,25 +56,10 @@ class TfdsSource:
     """
 
     def __init__(self, folder: Path, split: str, boxes: str = "", nouns: str = "") -> None:
-        # Here, since TFDS takes a second to import and the other kinds do not need it.
+        builder = opened_builder(folder, split)
+        # Here, since TFDS takes a second to import and folders do not need it.
         import tensorflow_datasets as tfds
 
-        if not (folder / "dataset_info.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} is no TFDS dataset: it has no dataset_info.json. Give the version's own folder, "
-                f"such as DATA_DIR/NAME/1.0.0. {_contents(folder if folder.is_dir() else folder.parent)}"
-            )
-        builder = tfds.builder_from_directory(str(folder))
-        known = sorted(builder.info.splits)
-        if split.split("[")[0] not in known:
-            raise ValueError(f"{folder} has no split {split!r}; it has {known}.")
-        if "image" not in builder.info.features:
-            raise ValueError(f"{folder} has no feature 'image'; it has {sorted(builder.info.features)}.")
-        if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-            raise ValueError(
-                f"{folder} is stored as {builder.info.file_format.value}, which has no random access; write "
-                "it again with file_format='array_record'."
-            )
         self._arguments = folder, split, boxes, nouns
         self._split, self._info = split, builder.info
         self.annotations: Annotations | None = TfdsAnnotations(builder.info.features, boxes, nouns) if boxes else None
@@ -92,16 +77,11 @@ class TfdsSource:
 
     def fingerprint(self) -> Fingerprint:
         """Name, version, split, and the shards' names, sizes and indices; where and when they were written does not."""
-        shards = (f"{path.name}\0{path.stat().st_size}\0".encode() + _tail(path) for path in self._shards())
-        name = {"kind": "tfds", "name": self._info.full_name, "split": self._split}
-        return {**name, "records": len(self), "files": digest(shards)}
+        return tfds_fingerprint(self._info, self._split)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Other processes open the files by themselves."""
         return TfdsSource, self._arguments
-
-    def _shards(self) -> list[Path]:
-        return [Path(path) for path in self._info.splits[self._split].filepaths]
 
 
 def open_source(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source:
@@ -155,7 +135,10 @@ def _opened(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source:
         return FolderSource(folder, Path(boxes).expanduser() if boxes else None)
     if not config.get("split"):
         raise ValueError("data.split is empty: give a split of the TFDS dataset, such as 'train' or 'train[:90%]'.")
-    return TfdsSource(folder, config["split"], boxes or "", nouns or "")
+    split = config["split"]
+    if is_tfrecord(folder):
+        return TfRecordSource(folder, split, boxes or "")
+    return TfdsSource(folder, split, boxes or "", nouns or "")
 
 
 def _stamp(path: Path) -> str:
@@ -165,16 +148,3 @@ def _stamp(path: Path) -> str:
     except OSError:
         return "missing"
     return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def _tail(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - BLOCK))
-        return file.read()
-
-
-def _contents(folder: Path, most: int = 10) -> str:
-    if not folder.is_dir():
-        return f"{folder} does not exist either."
-    names = sorted(path.name for path in folder.iterdir())
-    return f"{folder} holds {names[:most] or 'nothing'}{' and more' if len(names) > most else ''}."

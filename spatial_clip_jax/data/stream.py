@@ -63,16 +63,13 @@ class PictureStream:
           ValueError: on an empty source, a batch that the hosts cannot share equally, a negative number of
             processes, or an unknown `resize`, or if boxes are asked of a source that has none.
         """
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(f"batch_size {batch_size} cannot be shared equally by {process_count} hosts.")
-        if not len(source):
-            raise ValueError("The source holds no record.")
+        check_batch(source, batch_size, process_count)
         if processes < 0:
             raise ValueError(f"data.processes must be 0, for threads, or a number of processes, got {processes}.")
         loader = Loader(source, size, seed, resize, boxes)
         self._corrupt = Corrupt(len(source), max_corrupt_fraction)
         self._batch_size, self._process_count = batch_size, process_count
-        self._threads = threads or min(os.cpu_count() or 1, 16)
+        self._threads = decoding_threads(threads)
         self._processes = processes
         order = record_order(source, seed).map_with_index(lambda position, index: (position, index))
         self._pictures = order[process_index:].map(loader)
@@ -147,6 +144,19 @@ class PictureStream:
     def counters(self) -> dict[str, int]:
         """Returns `corrupt_records`: distinct ones that this host has met since it started."""
         return {"corrupt_records": len(self._corrupt)}
+
+
+def check_batch(source: Source, batch_size: int, process_count: int) -> None:
+    """ValueError for an empty source, or a batch that the hosts cannot share equally."""
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} cannot be shared equally by {process_count} hosts.")
+    if not len(source):
+        raise ValueError("The source holds no record.")
+
+
+def decoding_threads(threads: int) -> int:
+    """As many as asked; for 0 one a core, 16 at most."""
+    return threads or min(os.cpu_count() or 1, 16)
 
 
 def _started(worker: int, workers: int) -> None:

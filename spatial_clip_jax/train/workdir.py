@@ -16,9 +16,9 @@ from spatial_clip_jax.train.distributed import is_main
 logger = logging.getLogger(__name__)
 
 # A run may be continued with other values of these: they do not change what it trains.
-HARMLESS = ("log_every", "evaluate_every", "evaluation", "track", "profile", "checkpoint", "measure", "benchmark")
-HARMLESS += ("mesh", "sharding", "distributed", "compute.scan_layers", "compute.remat", "compute.microbatches")
-HARMLESS += ("data.processes",)
+HARMLESS = {"log_every", "evaluate_every", "evaluation", "track", "profile", "checkpoint", "measure", "benchmark"}
+HARMLESS |= {"mesh", "sharding", "distributed", "compute.scan_layers", "compute.remat", "compute.microbatches"}
+HARMLESS |= {"data.processes"}
 
 LISTED = 12  # differences between two configs
 

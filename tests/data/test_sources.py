@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from spatial_clip_jax.data.decode import decode_image
-from spatial_clip_jax.data.sources import BLOCK, open_source
+from spatial_clip_jax.data.sources import open_source
+from spatial_clip_jax.data.tfds_folder import BLOCK
 
 COUNT = 12
 
@@ -129,7 +130,8 @@ def test_tfds_shards_that_cannot_be_read_are_named(dataset: Path, tmp_path: Path
         source[3]
 
 
-def test_tfds_in_another_format_is_refused(tmp_path: Path) -> None:
+def test_tfds_in_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None, None, 3))})
     info = tfds.core.DatasetInfo(builder=Shades(data_dir=str(tmp_path), file_format="tfrecord"), features=features)
     split = tfds.core.SplitInfo(
@@ -142,7 +144,7 @@ def test_tfds_in_another_format_is_refused(tmp_path: Path) -> None:
     )
     info.set_splits(tfds.core.splits.SplitDict([split]))
     info.write_to_directory(tmp_path)
-    with pytest.raises(ValueError, match="stored as tfrecord.*file_format='array_record'"):
+    with pytest.raises(ValueError, match=r"stored as tfrecord.*pip install '.\[tf\]'.*file_format='array_record'"):
         open_source({"kind": "tfds", "path": tmp_path, "split": "train"})
 
 

@@ -86,7 +86,8 @@ def _write_records(path: Path, records: Iterator[tuple[str, bytes]], facts: dict
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for name, data in records:
         example = known.encode_example({"image": io.BytesIO(data), "name": name.encode(errors="replace")})
-        record = serializer.serialize_example(example)
+        # The order of the features in a record would differ from one process to the next.
+        record = serializer.get_tf_example(example).SerializeToString(deterministic=True)
         writer.write(record)
         facts["records"] += 1
         facts["bytes"] += len(record)
