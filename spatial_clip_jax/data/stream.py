@@ -99,8 +99,10 @@ class PictureStream:
         except RuntimeError as error:
             if not self._processes or "exit code" not in str(error):
                 raise
+            self.close()
+            reason = str(error).partition(".")[0]
             raise ChildProcessError(
-                f"A process that decodes pictures was ended ({error}). If the machine ran out of memory, give fewer "
+                f"A process that decodes pictures was ended ({reason}). If the machine ran out of memory, give fewer "
                 "config.data.processes, or 0 for threads; the same command goes on from the last checkpoint."
             ) from error
         # Of processes, arrays lie in shared memory, which is given back as soon as nobody holds them.

@@ -113,6 +113,17 @@ def test_corrupt_records_are_replaced_counted_once_and_named(
     np.testing.assert_array_equal(sound, np.concatenate([batch["index"] for batch in taken]))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bombs_are_replaced_and_named_without_being_decoded(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "05.png")
+    batches = stream(tmp_path, max_corrupt_fraction=0.1)
+    assert 5 not in indices(batches, 8) and batches.counters() == {"corrupt_records": 1}
+    with pytest.raises(ValueError, match=r"1 of \d+ records are corrupt.*05\.png"):
+        list(islice(stream(tmp_path, max_corrupt_fraction=0), 8))
+
+
 def test_too_many_corrupt_records_end_the_stream(damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"3 of \d+ records are corrupt.*max_corrupt_fraction = 0.1.*\.png.*allow more"
