@@ -122,7 +122,11 @@ def _mixed(parts: Sequence[Mapping[str, Any]], boxes: str | None) -> MixedSource
         if unknown or part.get("kind") not in ("folder", "tfds"):
             raise ValueError(f"A part of data.mixture has {PART}, of kind 'folder' or 'tfds'; got {dict(part)}.")
     weights = [checked_weight(part.get("weight")) for part in parts]
-    return MixedSource([(str(part["path"]), open_source(part)) for part in parts], weights)
+    opened = [(str(part["path"]), open_source(part)) for part in parts]
+    for path, source in opened:
+        if isinstance(source, TfRecordSource):
+            raise ValueError(f"{path} is stored as tfrecord; parts of a mixture need file_format='array_record'.")
+    return MixedSource(opened, weights)
 
 
 def _opened(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source:

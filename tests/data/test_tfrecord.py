@@ -122,6 +122,9 @@ def test_accelerators_are_left_to_jax_and_faults_are_named(folder: Path, tmp_pat
     assert tf.config.get_visible_devices("GPU") == []
     with pytest.raises(ValueError, match="need file_format='array_record', or a folder"):
         stream(folder, processes=2)
+    part = dict(kind="tfds", path=str(folder), split="train", weight=1.0)
+    with pytest.raises(ValueError, match="stored as tfrecord; parts of a mixture need"):
+        open_source({"kind": "mixture", "mixture": (part,)})
     with pytest.raises(ValueError, match="boxes need a dataset with file_format='array_record'"):
         open_source({"kind": "tfds", "path": str(folder), "split": "train", "boxes": "objects"})
     with pytest.raises(ValueError, match=r"2 of \d+ records are corrupt.*train\["):
