@@ -162,7 +162,9 @@ def _workers(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_build_in_one_line_and_it_goes_on(pictures: Path, tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_build_in_one_line_and_it_goes_on(
+    built: tuple[Path, str], pictures: Path, tmp_path: Path
+) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
@@ -170,6 +172,9 @@ def test_a_full_disk_ends_the_build_in_one_line_and_it_goes_on(pictures: Path, t
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "is full (" in done.stderr and "make room; the same command goes on" in done.stderr
     assert not (tmp_path / "mine" / "1.0.0").exists()
+    done = run(pictures, tmp_path / "mine")
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "mine" / "1.0.0") == files(built[0] / "1.0.0")
 
 
 def test_what_cannot_be_built_is_refused() -> None:
