@@ -267,6 +267,7 @@ def maps_folder(config: ConfigDict, workdir: Path, shared: Path | None) -> Path:
     if shared is None or config.refiner:
         return workdir / "teacher"
     settings = resolve(config)
+    settings["data"].pop("processes")
     text = json.dumps([settings.get(name) for name in ("model", "data", "scale", "teacher")], sort_keys=True)
     return shared / hashlib.sha256(text.encode()).hexdigest()[:12]
 

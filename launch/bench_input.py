@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from launch.children import end_with_parent
+from spatial_clip_jax.data.children import end_with_parent
 from spatial_clip_jax.data.sources import open_source
 from spatial_clip_jax.data.stream import PictureStream
 from spatial_clip_jax.data.streams import open_stream

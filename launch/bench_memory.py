@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.children import end_with_parent
 from spatial_clip_jax.api import load
+from spatial_clip_jax.data.children import end_with_parent
 from spatial_clip_jax.fusion.budget import MIB, held_bytes
 from spatial_clip_jax.fusion.pixels import Upsampling, label_pixels, rows_within
 from spatial_clip_jax.fusion.pyramid import Pyramid

@@ -14,14 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from launch.adaptation import asked_teachers, picture_size, stream_of
 from launch.map_figure import MapFigure, Stage
+from spatial_clip_jax.data.loader import fitted
 from spatial_clip_jax.data.scenes.annotations import AnnotatedPicture
 from spatial_clip_jax.data.scenes.load import load_annotated, prepare
 from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.data.sources import Source, open_source
-from spatial_clip_jax.data.stream import fitted
 from spatial_clip_jax.evaluate.benchmark import score
 from spatial_clip_jax.evaluate.comparison import averaged
 from spatial_clip_jax.evaluate.prompts import make_text_bank
@@ -108,7 +109,7 @@ def _on_world(stage: Stage, settings: EvaluationSettings) -> Evaluate:
     pictures = load_annotated(world, "validation", settings.pictures) if is_main() else []
     scores = _world_scores(model, pictures, config.scale) if is_main() else None
     size = picture_size(config, model.spec.vision)
-    shown = [fitted(picture.image, size, "crop") for picture in pictures[: settings.shown]]
+    shown = [fitted(Image.fromarray(picture.image), size, "crop") for picture in pictures[: settings.shown]]
     figure = MapFigure(stage, shown)
 
     def evaluate(step: int, params: Any) -> dict[str, Any]:

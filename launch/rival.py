@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.children import end_with_parent
+from spatial_clip_jax.data.children import end_with_parent
 
 INPUTS = "inputs.npz"  # beside the weights: picture (H, W, 3) uint8 and text (k, e)
 START_SECONDS = 1800.0  # torch.compile takes minutes

@@ -125,6 +125,7 @@ RECORDED = (
     "flip",
     "start",
     "teacher",
+    "compute",
     "objectives",
     "optimizer",
     "refiner",
