@@ -14,8 +14,8 @@ from spatial_clip_jax.train.placement import placed
 from spatial_clip_jax.train.sections import read_section
 
 
-def fusion_lowered(config: ConfigDict, spec: ClipSpec, mesh: Mesh) -> jax.stages.Lowered:
-    """The program that fuses `config.chip.pictures` a device, of config.side pixels, lowered for the mesh.
+def fusion_traced(config: ConfigDict, spec: ClipSpec, mesh: Mesh) -> jax.stages.Traced:
+    """The program that fuses `config.chip.pictures` a device, of config.side pixels, traced for the mesh.
 
     ValueError for numbers below 1.
     """
@@ -31,7 +31,7 @@ def fusion_lowered(config: ConfigDict, spec: ClipSpec, mesh: Mesh) -> jax.stages
     params = placed(params, jax.tree.map(lambda _: whole, params))
     shares = _struct((len(pyramid.scales),), jnp.float32, whole)
     with jax.set_mesh(mesh):
-        return slid_maps.lower(towers, params, views, shares, layout, pyramid, "pictures")
+        return slid_maps.trace(towers, params, views, shares, layout, pyramid, "pictures")
 
 
 def _struct(shape: tuple[int, ...], dtype: object, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

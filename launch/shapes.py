@@ -15,13 +15,21 @@ from spatial_clip_jax.models.compute import Compute, stored_shapes
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
 from spatial_clip_jax.train.adaptation import adaptation_loss
-from spatial_clip_jax.train.placement import place, placed
+from spatial_clip_jax.train.placement import bytes_a_device, place, placed
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.sharding import split_batch
 from spatial_clip_jax.train.task import LossFn
 from spatial_clip_jax.train.terms import RegionText, given_boxes
 from spatial_clip_jax.train.views import AVERAGE, BIAS, CHANNELS, FUSION, NOUNS, REFINER, SCALE, STEP
+
+
+@dataclass(frozen=True)
+class PlacedStep:
+    """A step traced for a mesh, and the bytes that a device holds of what it is given, by name."""
+
+    traced: jax.stages.Traced
+    held: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,16 @@ class StageShapes:
         except (ValueError, TypeError, ZeroDivisionError) as error:
             raise ValueError(f"config.objectives {sorted(self.config.objectives)}: {error}") from error
 
-    def lowered(self, mesh: Mesh) -> jax.stages.Lowered:
-        """The training step as the loop runs it, lowered for the mesh, whose devices need not be here."""
+    def placed_step(self, mesh: Mesh) -> PlacedStep:
+        """The training step as the loop runs it, traced for the mesh, whose devices need not be here."""
         with jax.set_mesh(mesh):
             placement = place(self.params, self.frozen, read_settings(self.config), mesh)
             split = split_batch(mesh, self.config.batch_size)
             batch = placed(self.batch, jax.tree.map(lambda _: split, self.batch))
-            frozen = placed(self.frozen, placement.frozen)
-            return placement.step(self.loss).lower(placement.state, frozen, batch)
+            frozen, state = placed(self.frozen, placement.frozen), placement.state
+            held = {"trained": state.params, "optimizer": state.opt_state, "frozen": frozen, "batch": batch}
+            traced = placement.step(self.loss).trace(state, frozen, batch)
+        return PlacedStep(traced, {name: bytes_a_device(tree) for name, tree in held.items()})
 
 
 def stage_shapes(config: ConfigDict, spec: ClipSpec) -> list[StageShapes]:

@@ -19,8 +19,10 @@ def dot_plot(title: str, rows: Labelled, best: set[str] | frozenset[str] = froze
     return _figure(title, f"{low:.3g} to {high:.3g}", marks, height, _described(rows))
 
 
-def line_plot(title: str, points: Labelled) -> str:
-    """A <figure> with the points side by side in their order, joined, with bars over their ranges."""
+def line_plot(title: str, points: Labelled, hollow: set[str] | frozenset[str] = frozenset()) -> str:
+    """A <figure> with the points side by side in their order, joined, with bars over their ranges; rings for those in
+    `hollow`.
+    """
     low, high = _limits(points)
     across = (WIDTH - 4 * MARGIN) / max(1, len(points) - 1)
     placed = []
@@ -29,7 +31,7 @@ def line_plot(title: str, points: Labelled) -> str:
         placed.append((2 * MARGIN + i * across, *ends))
     marks = [f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in placed)}" class="line"/>']
     for (label, values), (x, y, bottom, top) in zip(points, placed, strict=True):
-        marks.append(_bar(x, bottom, x, top) + _circle(x, y, True, f"{label}: {_numbers(values)}"))
+        marks.append(_bar(x, bottom, x, top) + _circle(x, y, label not in hollow, f"{label}: {_numbers(values)}"))
         marks.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(label)}</text>')
     return _figure(title, f"{low:.3g} to {high:.3g}", "".join(marks), HEIGHT, _described(points))
 

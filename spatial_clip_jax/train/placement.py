@@ -1,5 +1,6 @@
 """Where a run's state and its frozen part will lie, worked out from shapes alone, without a parameter in memory."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,3 +62,9 @@ def shapes_of(tree: Any) -> Any:
 def placed(tree: Any, shardings: Any) -> Any:
     """Shapes with their shardings."""
     return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, shardings)
+
+
+def bytes_a_device(tree: Any) -> int:
+    """Bytes that a device holds of a tree of shapes with their shardings."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

@@ -8,7 +8,7 @@ import pytest
 
 from configs.bench import fusion
 from launch.bench import as_table, main
-from launch.fusion_shapes import fusion_lowered
+from launch.fusion_shapes import fusion_traced
 from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.train.costs import costs_of
 from spatial_clip_jax.train.sharding import make_mesh
@@ -92,12 +92,12 @@ def test_the_fusion_is_compiled_from_shapes_for_devices():
     config = small()
     config.chip.pictures = 2
     spec = named_spec("tiny")
-    costs = costs_of(fusion_lowered(config, spec, make_mesh({"data": -1}, jax.devices()[:1])).compile())
+    costs = costs_of(fusion_traced(config, spec, make_mesh({"data": -1}, jax.devices()[:1])), 1)
     canvas, parameters = 2 * 128 * 128 * 3, 4 * sum(map(np.prod, _shapes(spec)))
-    assert costs.arguments >= canvas + parameters and costs.collectives == {}
+    assert costs.arguments >= canvas + parameters and costs.collectives == []
     config.chip.pictures = 0
     with pytest.raises(ValueError, match="config.chip must be numbers of at least 1"):
-        fusion_lowered(config, spec, make_mesh({"data": -1}, jax.devices()[:1]))
+        fusion_traced(config, spec, make_mesh({"data": -1}, jax.devices()[:1]))
 
 
 def _shapes(spec):

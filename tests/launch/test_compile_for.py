@@ -9,7 +9,8 @@ import pytest
 
 from configs.adapt import recover
 from configs.evaluate import scenes
-from launch.compile_for import _devices, _spec, compile_stage, main
+from launch.compile_for import main
+from launch.compiled import compile_stage, devices_of, spec_of
 from launch.shapes import stage_shapes
 from tests.configs.small_clip import fitted, small_clip
 
@@ -23,7 +24,8 @@ def test_every_stage_compiles_and_says_what_it_holds():
     config.cache_teacher = config.refiner.cache_teacher = False
     first, second = stage_shapes(config, small_clip().spec)
     for stage in (first, second):
-        costs = compile_stage(stage, jax.devices()[:1])
+        compiled = compile_stage(stage, jax.devices()[:1])
+        costs = compiled.costs
         # AdamW keeps two moments of every trained parameter, and three counters.
         held = 3 * size(stage.params) + size(stage.frozen) + size(stage.batch)
         # What the step does not read is not passed: the number of every picture.
@@ -42,10 +44,10 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
 
 def test_what_is_not_known_is_refused_in_one_line():
     with pytest.raises(ValueError, match="no geometry is called 'clip'; give --geometry, one of tiny, "):
-        _spec("clip")
+        spec_of("clip")
     with pytest.raises(ValueError, match="pip install libtpu|--topology=nowhere: .*it is like v5e:4x4"):
-        _devices("nowhere")
+        devices_of("nowhere")
     with pytest.raises(ValueError, match="--topology is empty"):
-        _devices("")
+        devices_of("")
     with pytest.raises(ValueError, match="this config trains nothing"):
         main(scenes.get_config(), Path())

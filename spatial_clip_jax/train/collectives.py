@@ -1,0 +1,89 @@
+"""What a compiled program sends from device to device.
+
+Bytes that a device sends are those of ring algorithms, the least there are (Patarasuk and Yuan 2009; the factors are
+those of NVIDIA's nccl-tests, doc/PERFORMANCE.md). With n devices in a group: an all-reduce sends 2 (n - 1) / n of the
+array; (n - 1) / n of the whole array an all-gather, whose result it is, a reduce-scatter, whose operand it is, and an
+all-to-all; and a permutation all of it.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from spatial_clip_jax.train.hlo import Instruction, Program
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All of a kind, within groups of one size, that are of the gradient, or are not.
+
+    Attributes:
+      kind: of `KINDS`.
+      group: devices that take part together.
+      gradient: whether it stands in the backward pass.
+      number: how many a step, loops as often as they run.
+      size: bytes of the whole arrays, of all of them together.
+    """
+
+    kind: str
+    group: int
+    gradient: bool
+    number: int
+    size: int
+
+    def sent(self, group: int | None = None) -> float:
+        """Bytes that each device sends; with groups of another size, as many devices as `group` says."""
+        n = group or self.group
+        share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(self.kind, (n - 1) / n)
+        return self.size * share
+
+
+def collectives_of(program: Program, devices: int) -> list[Collective]:
+    """Those of a program for so many devices, the largest first."""
+    numbers, sizes = Counter[tuple[str, int, bool]](), Counter[tuple[str, int, bool]]()
+    for key, size, times in _found(program, devices):
+        numbers[key] += times
+        sizes[key] += size * times
+    found = [Collective(*key, numbers[key], sizes[key]) for key in numbers]
+    return sorted(found, key=lambda one: -one.sent())
+
+
+def _found(program: Program, devices: int) -> Iterator[tuple[tuple[str, int, bool], int, int]]:
+    for one, _, times in program.running(fused=True):
+        kind = one.kind.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        group, size = _group(one.rest, devices), _size(one, kind)
+        if kind == "reduce-scatter":
+            size *= group
+        # JAX names what it transposed after that; a TPU's reduce-scatter is an all-reduce fused with a slice.
+        gradient = "transpose(" in one.rest
+        kind = "reduce-scatter" if one.around.startswith("all-reduce-scatter") else kind
+        if group > 1:
+            yield (kind, group, gradient), size, times
+
+
+def _size(one: Instruction, kind: str) -> int:
+    """Bytes of the results; what starts one has its operands' shapes beside them, but for an all-reduce."""
+    arrays = one.arrays()
+    return sum(arrays[len(arrays) // 2 :] if one.kind.endswith("-start") and kind != "all-reduce" else arrays)
+
+
+def _group(rest: str, devices: int) -> int:
+    """Devices in one group: the groups are listed, or counted, or axes of a mesh; none are all devices."""
+    if listed := _LISTED.search(rest):
+        return listed[1].count(",") + 1
+    if counted := _COUNTED.search(rest):
+        return int(counted[1])
+    if mesh := _MESH.search(rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        # A part of an axis is written with its own size: 'x':(2)4 are 4 after the first 2.
+        return math.prod(int(part or sizes[name]) for name, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2]))
+    return devices
