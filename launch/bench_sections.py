@@ -25,20 +25,13 @@ from spatial_clip_jax.models.clip import vision_tower
 from spatial_clip_jax.models.geometries import named_spec
 from spatial_clip_jax.models.params import Params, init_module, split_params
 from spatial_clip_jax.spatial_clip import SpatialClip
-from spatial_clip_jax.train.costs import costs_of
+from spatial_clip_jax.train.arithmetic import flops_of, of_jaxpr
+from spatial_clip_jax.train.chips import chip_of
 from spatial_clip_jax.train.sections import read_section
 
 Rows = dict[str, dict[str, Any]]
 GIB = 2**30
 COMPILED = "/jax/core/compile/backend_compile_duration"
-# Floating-point operations a second in bfloat16, dense, as the makers publish them.
-PEAKS = {
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
 MIXED_SIDES = (64, 1500)  # of the pictures in "compilations"
 
 
@@ -88,7 +81,7 @@ def tower(bench: Bench) -> Rows:
         apart = _apart(rival.result(Job("tower", 1)), bench.model.encode_image(view))
     rows = {name: {"seconds": found[name] / int(name.split(", ")[1].split()[0])} for name in runs}
     window = jax.ShapeDtypeStruct((1, bench.native, bench.native, 3), jnp.uint8)
-    flops = costs_of(embed_images.lower(bench.model.towers, bench.model.params, window).compile()).flops
+    flops = of_jaxpr(embed_images.trace(bench.model.towers, bench.model.params, window).jaxpr)
     return _with_ratios(rows, flops) | {"agreement": {"largest difference of unit vectors": apart}}
 
 
@@ -234,18 +227,17 @@ def _windows(bench: Bench) -> int:
 
 
 def _flops(bench: Bench, count: int) -> float:
-    """Of the tower reading so many windows, as the compiler counts them."""
+    """Of the tower reading so many windows."""
     towers, params, readout = bench.model.towers, bench.model.params, bench.pyramid.readout
     window = jax.ShapeDtypeStruct((1, bench.native, bench.native, 3), jnp.float32)
-    read = jax.jit(lambda params, pixels: read_pixels(towers, params, pixels, readout))
-    return count * costs_of(read.lower(params, window).compile()).flops
+    return count * flops_of(lambda params, pixels: read_pixels(towers, params, pixels, readout), params, window)
 
 
 def _speed(flops_per_second: float) -> dict[str, float]:
     """In TFLOP/s, and of the device's peak where that is known."""
-    peak = PEAKS.get(jax.devices()[0].device_kind)
+    chip = chip_of(jax.devices()[0])
     speed = {"tflop_per_second": flops_per_second / 1e12}
-    return speed | ({"utilisation": flops_per_second / peak} if peak else {})
+    return speed | ({"utilisation": flops_per_second / chip.flops} if chip else {})
 
 
 def _with_ratios(rows: Rows, flops: float) -> Rows:
