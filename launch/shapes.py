@@ -21,7 +21,7 @@ from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.sharding import split_batch
 from spatial_clip_jax.train.task import LossFn
 from spatial_clip_jax.train.terms import RegionText, given_boxes
-from spatial_clip_jax.train.views import AVERAGE, BIAS, CHANNELS, FUSION, NOUNS, REFINER, SCALE, STEP
+from spatial_clip_jax.train.views import AVERAGE, BIAS, CHANNELS, FUSION, NOUNS, REFINER, SCALE, STEP, Teachers
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class PlacedStep:
 
 @dataclass(frozen=True)
 class StageShapes:
-    """One stage: its `config`, the trained `towers`, shapes of their parameters, of what stays frozen and of a global
-    batch, and the loss.
+    """One stage: its `config`, the trained `towers` and who teaches them, shapes of their parameters, of what stays
+    frozen and of a global batch, and the loss.
     """
 
     config: ConfigDict
     towers: Towers
+    teachers: Teachers
     params: Params
     frozen: Params
     batch: Params
@@ -84,7 +85,7 @@ def _stage(config: ConfigDict, spec: ClipSpec, refiner: StageShapes | None) -> S
     for term in terms.values():
         frozen |= _asked_of_the_frozen(term, spec)
     loss = adaptation_loss(towers, teachers, terms, config.flip)
-    return StageShapes(config, towers, params[ADAPTER], frozen, _batch(config, spec, terms), loss)
+    return StageShapes(config, towers, teachers, params[ADAPTER], frozen, _batch(config, spec, terms), loss)
 
 
 def _asked_of_the_frozen(term: Any, spec: ClipSpec) -> Params:
