@@ -2,6 +2,7 @@
 
     python -m launch.bench --config=configs/bench/fusion.py --workdir=runs/bench
     python -m launch.bench --config=configs/bench/input.py --workdir=runs/bench_input  # of the input: bench_input.py
+    python -m launch.bench --config=configs/bench/step.py --workdir=runs/bench_step  # of training: bench_step.py
 
 Everything that is compared is run in turns, and medians are taken. The workdir gets bench.json, of this run alone.
 """
@@ -17,19 +18,20 @@ from ml_collections import ConfigDict
 # A GPU is shared with PyTorch and with the processes that measure memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from launch import bench_input, cli  # noqa: E402
+from launch import bench_input, bench_step, cli  # noqa: E402
 from launch.bench_sections import SECTIONS, Rows, machine, prepare  # noqa: E402
 from spatial_clip_jax.data.decode import MAX_PIXELS  # noqa: E402
 from spatial_clip_jax.evaluate.runner import environment, write_whole  # noqa: E402
 from spatial_clip_jax.train.workdir import held_workdir  # noqa: E402
 
 logger = logging.getLogger(__name__)
+OTHERS = {"input": bench_input, "step": bench_step}
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the sections that the config names, prints each one's table, and writes them to `workdir/bench.json`."""
-    if config.get("bench") == "input":
-        print(as_table(bench_input.main(config, workdir)), flush=True)
+    if config.get("bench") in OTHERS:
+        print(as_table(OTHERS[config.bench].main(config, workdir)), flush=True)
         return
     _check(config)
     with held_workdir(workdir), tempfile.TemporaryDirectory() as folder:

@@ -78,15 +78,17 @@ class Compiled:
 
 
 def compiled_steps(
-    config: ConfigDict, spec: ClipSpec, devices: Sequence[jax.Device], per_chip: int | None
+    config: ConfigDict, spec: ClipSpec, devices: Sequence[jax.Device], per_chip: int | None = None, done: int = 0
 ) -> Iterator[Compiled]:
-    """The steps of all of a config's stages, one after another, or its fusion; `per_chip` stands for the batch size."""
+    """The steps of a config's stages, one after another, without the first `done`; or its fusion. `per_chip` stands for
+    the batch size.
+    """
     if "pyramid" in config:
         yield compile_fusion(config, spec, devices)
         return
     if per_chip is not None:
         config = ConfigDict(config.to_dict() | {"batch_size": per_chip * len(devices)})
-    for number, stage in enumerate(stage_shapes(config, spec), 1):
+    for number, stage in enumerate(stage_shapes(config, spec)[done:], done + 1):
         yield compile_stage(stage, devices, f"stage {number}")
 
 

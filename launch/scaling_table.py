@@ -60,8 +60,8 @@ class Row:
         """The recipe's config for so many chips; ValueError for a model or a setting that it does not know."""
         config = import_module(f"configs.adapt.{self.recipe}").get_config(f"model={self.model}")
         try:
-            config.update_from_flattened_dict(self.settings | {"batch_size": self.per_chip * chips})
-        except (KeyError, TypeError) as error:
+            config.lock().update(self.settings | {"batch_size": self.per_chip * chips})
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"config.settings {sorted(self.settings)}: {error}") from error
         return config
 
@@ -74,41 +74,50 @@ def build_table(config: ConfigDict, workdir: Path) -> None:
     rows = [Row(config.recipe, config.settings.to_dict(), *row) for row in config.rows]
     configs = {row.name: row.config(len(devices_of(row.topology))) for row in rows}
     with held_workdir(workdir):
+        (workdir / "rows").mkdir(exist_ok=True)
         for row in tqdm(rows, desc="compiled", unit="row"):
-            path, asked = workdir / "rows" / f"{row.name}.json", configs[row.name]
-            if _read(path).get("config") != resolve(asked):
-                content = {"config": resolve(asked), **_compiled(row, asked)}
-                write_whole(path, json.dumps(content, indent=2).encode())
+            for content in _contents(row, configs[row.name], _read(workdir, row)):
+                write_whole(_path(workdir, row), json.dumps(content, indent=2).encode())
             _write(workdir, rows)
 
 
-def _compiled(row: Row, config: ConfigDict) -> dict[str, Any]:
-    """The row's stages; the reason in place of what does not fit."""
-    stages: list[dict[str, Any]] = []
-    found: dict[str, Any] = {"model": row.model, "slice": row.topology, "per_chip": row.per_chip, "stages": stages}
+def _contents(row: Row, config: ConfigDict, kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What is to be written of a row after each of its stages, none if it is done; the reason if one does not fit."""
+    found: dict[str, Any] = {"config": resolve(config), "model": row.model, "slice": row.topology, "per_chip": row.per_chip}
+    found |= {"stages": [], "done": False}
+    found = kept if kept.get("config") == found["config"] else found
+    if found["done"]:
+        return
     try:
-        for compiled in compiled_steps(config, spec_of(config.model), devices_of(row.topology), None):
+        given = spec_of(config.model), devices_of(row.topology)
+        for compiled in compiled_steps(config, *given, done=len(found["stages"])):
             logger.info("%s on %s, %s", row.model, row.topology, compiled.text())
-            stages.append(compiled.content())
+            found["stages"].append(compiled.content())
+            yield found
+        yield found | {"done": True}
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found["does_not_fit"] = str(error).strip().splitlines()[0]
-        logger.warning("%s on %s: %s", row.model, row.topology, found["does_not_fit"])
-    return found
+        reason = str(error).strip().splitlines()[0]
+        logger.warning("%s on %s: %s", row.model, row.topology, reason)
+        yield found | {"done": True, "does_not_fit": reason}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _path(workdir: Path, row: Row) -> Path:
+    return workdir / "rows" / f"{row.name}.json"
+
+
+def _read(workdir: Path, row: Row) -> dict[str, Any]:
+    path = _path(workdir, row)
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _write(workdir: Path, rows: list[Row]) -> None:
-    found = [content for row in rows if (content := _read(workdir / "rows" / f"{row.name}.json"))]
-    without = [{name: value for name, value in content.items() if name != "config"} for content in found]
-    write_whole(
-        workdir / "scaling.json", json.dumps({"rows": without, "environment": environment()}, indent=2).encode()
-    )
-    write_whole(workdir / "scaling.md", as_markdown(without).encode())
+    found = [content for row in rows if (content := _read(workdir, row))]
+    for content in found:
+        del content["config"]
+    write_whole(workdir / "scaling.json", json.dumps({"rows": found, "environment": environment()}, indent=2).encode())
+    write_whole(workdir / "scaling.md", as_markdown(found).encode())
 
 
 def as_markdown(found: list[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from spatial_clip_jax.models.compute import Compute, stored_shapes
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
 from spatial_clip_jax.train.adaptation import adaptation_loss
-from spatial_clip_jax.train.placement import bytes_a_device, place, placed
+from spatial_clip_jax.train.placement import Placement, bytes_a_device, place, placed
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.sharding import split_batch
@@ -26,10 +26,19 @@ from spatial_clip_jax.train.views import AVERAGE, BIAS, CHANNELS, FUSION, NOUNS,
 
 @dataclass(frozen=True)
 class PlacedStep:
-    """A step traced for a mesh, and the bytes that a device holds of what it is given, by name."""
+    """A step traced for a mesh, with the shapes of what it is given, each with its sharding."""
 
     traced: jax.stages.Traced
-    held: dict[str, int]
+    placement: Placement
+    frozen: Params
+    batch: Params
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Bytes that a device holds of what the step is given, by name."""
+        state = self.placement.state
+        held = {"trained": state.params, "optimizer": state.opt_state, "frozen": self.frozen, "batch": self.batch}
+        return {name: bytes_a_device(tree) for name, tree in held.items()}
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,9 @@ class StageShapes:
             placement = place(self.params, self.frozen, read_settings(self.config), mesh)
             split = split_batch(mesh, self.config.batch_size)
             batch = placed(self.batch, jax.tree.map(lambda _: split, self.batch))
-            frozen, state = placed(self.frozen, placement.frozen), placement.state
-            held = {"trained": state.params, "optimizer": state.opt_state, "frozen": frozen, "batch": batch}
-            traced = placement.step(self.loss).trace(state, frozen, batch)
-        return PlacedStep(traced, {name: bytes_a_device(tree) for name, tree in held.items()})
+            frozen = placed(self.frozen, placement.frozen)
+            traced = placement.step(self.loss).trace(placement.state, frozen, batch)
+        return PlacedStep(traced, placement, frozen, batch)
 
 
 def stage_shapes(config: ConfigDict, spec: ClipSpec) -> list[StageShapes]:

@@ -4,7 +4,7 @@
     python -m launch.compile_for --config=configs/bench/scaling.py --workdir=runs/scaling
 
 No TPU is needed. Goes on where it was stopped; the workdir gets scaling.json and scaling.md. Other rows:
---config.rows='(("clip_l14", "v6e:4x4", 16),)'. Other settings of the recipe stand in `settings`, by their names.
+--config.rows='(("clip_l14", "v6e:4x4", 16),)'. Settings of the recipe: --config.settings.compute.remat=full.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             rows=tuple(
                 (model, at, n) for model, counts in PER_CHIP.items() for at, n in zip(SLICES, counts, strict=True)
             ),
-            # Settings of the recipe, by their names with dots.
-            settings={},
+            # Of the recipe.
+            settings=dict(compute=dict(remat="none", microbatches=1)),
         )
     )
