@@ -83,9 +83,9 @@ def build_table(config: ConfigDict, workdir: Path) -> None:
 
 def _contents(row: Row, config: ConfigDict, kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What is to be written of a row after each of its stages, none if it is done; the reason if one does not fit."""
-    found: dict[str, Any] = {"config": resolve(config), "model": row.model, "slice": row.topology, "per_chip": row.per_chip}
-    found |= {"stages": [], "done": False}
-    found = kept if kept.get("config") == found["config"] else found
+    asked = {"config": resolve(config), "model": row.model, "slice": row.topology, "per_chip": row.per_chip}
+    same = kept.get("config") == asked["config"]
+    found: dict[str, Any] = kept if same else asked | {"stages": [], "done": False}
     if found["done"]:
         return
     try:
