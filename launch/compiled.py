@@ -23,8 +23,9 @@ from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.sharding import make_mesh
 
 logger = logging.getLogger(__name__)
-# libtpu asks where it is, and complains of the answer, unless it is told.
+# libtpu asks where it is, and complains of the answer, unless it is told; and is there for one process at a time.
 NOWHERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost"}
+NOWHERE |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 @dataclass(frozen=True)

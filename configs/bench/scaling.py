@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 
 from configs.common import parse_arg
 
-# (chip and slice, memory of a chip in GiB is 16, 16, 95, 32).
 SLICES = ("v5e:4x4", "v5e:16x16", "v5p:4x4x8", "v6e:16x16")
-# Pictures a step on each chip: the most, of powers of 2, that leaves at least a tenth of its memory free.
-PER_CHIP = {"clip_b16": (4, 4, 32, 8), "clip_l14": (1, 1, 8, 2), "siglip2_so400m": (1, 1, 4, 1)}
+# Pictures a step on each chip of these slices: powers of 2 that leave more than a tenth of its memory free.
+PER_CHIP = {"clip_b16": (16, 16, 64, 32), "clip_l14": (4, 4, 32, 8), "siglip2_so400m": (4, 4, 32, 8)}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
