@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from spatial_clip_jax.train.hlo import Instruction, Program
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+REDUCING = ("all-reduce", "reduce-scatter")
+KINDS = (*REDUCING, "all-gather", "all-to-all", "collective-permute")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -22,12 +23,12 @@ _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class Collective:
-    """All of a kind, within groups of one size, that are of the gradient, or are not.
+    """All of a kind within groups of one size, of the gradient or not.
 
     Attributes:
       kind: of `KINDS`.
       group: devices that take part together.
-      gradient: whether it stands in the backward pass.
+      gradient: whether it sums up what the backward pass gives.
       number: how many a step, loops as often as they run.
       size: bytes of the whole arrays, of all of them together.
     """
@@ -56,6 +57,8 @@ def collectives_of(program: Program, devices: int) -> list[Collective]:
 
 
 def _found(program: Program, devices: int) -> Iterator[tuple[tuple[str, int, bool], int, int]]:
+    every = (one for computation in program.computations.values() for one in computation.values())
+    callers = {called: one.rest for one in every for called in one.called("calls")}
     for one, _, times in program.running(fused=True):
         kind = one.kind.removesuffix("-start")
         if kind not in KINDS:
@@ -63,11 +66,12 @@ def _found(program: Program, devices: int) -> Iterator[tuple[tuple[str, int, boo
         group, size = _group(one.rest, devices), _size(one, kind)
         if kind == "reduce-scatter":
             size *= group
-        # JAX names what it transposed after that; a TPU's reduce-scatter is an all-reduce fused with a slice.
-        gradient = "transpose(" in one.rest
+        # A TPU's reduce-scatter is an all-reduce fused with a slice.
         kind = "reduce-scatter" if one.around.startswith("all-reduce-scatter") else kind
+        # JAX names what it transposed after that.
+        backward = "transpose(" in one.rest or "transpose(" in callers.get(one.around, "")
         if group > 1:
-            yield (kind, group, gradient), size, times
+            yield (kind, group, backward and kind in REDUCING), size, times
 
 
 def _size(one: Instruction, kind: str) -> int:

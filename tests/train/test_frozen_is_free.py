@@ -63,6 +63,19 @@ def test_a_steps_arithmetic_is_that_of_its_forward_passes_and_the_adapters_backw
     assert control > 1.03 * (teachers + student + 2 * adapter)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_at_real_sizes_the_losses_are_nothing_beside_the_passes(number: int):
+    """ViT-B/16 at 560 pixels, both stages of the recipe; nothing is computed."""
+    config = recover.get_config("model=clip_b16,batch_size=4")
+    stage = stage_shapes(config, named_spec(config.model))[number - 1]
+    parts, given = StepParts(stage), (stage.params, stage.frozen, stage.batch)
+    passes = sum(flops_of(part, *given) for part in (parts.teachers, parts.student))
+    tokens = jax.eval_shape(parts.trunk, stage.frozen, stage.batch)
+    passes += 2 * flops_of(parts.adapter, stage.params, stage.frozen, tokens)
+    step = of_jaxpr(stage.placed_step(one_device()).traced.jaxpr)
+    assert 0.99 * passes < step < 1.01 * passes
+
+
 def test_a_steps_memory_is_that_of_its_forward_passes_and_the_adapters_state(
     stage: StageShapes, all_trained: StageShapes
 ):
