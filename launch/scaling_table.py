@@ -16,7 +16,7 @@ from launch.compiled import compiled_steps, devices_of, spec_of
 from spatial_clip_jax.evaluate.runner import environment, write_whole
 from spatial_clip_jax.train.costs import GIB
 from spatial_clip_jax.train.estimate import ASSUMED
-from spatial_clip_jax.train.workdir import held_workdir, resolve
+from spatial_clip_jax.train.workdir import HARMLESS, held_workdir, resolve
 
 logger = logging.getLogger(__name__)
 MIB = 2**20
@@ -83,7 +83,7 @@ def build_table(config: ConfigDict, workdir: Path) -> None:
 
 def _contents(row: Row, config: ConfigDict, kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What is to be written of a row after each of its stages, none if it is done; the reason if one does not fit."""
-    asked = {"config": resolve(config), "model": row.model, "slice": row.topology, "per_chip": row.per_chip}
+    asked = {"config": _of_the_step(config), "model": row.model, "slice": row.topology, "per_chip": row.per_chip}
     same = kept.get("config") == asked["config"]
     found: dict[str, Any] = kept if same else asked | {"stages": [], "done": False}
     if found["done"]:
@@ -101,6 +101,12 @@ def _contents(row: Row, config: ConfigDict, kept: dict[str, Any]) -> Iterator[di
         reason = str(error).strip().splitlines()[0]
         logger.warning("%s on %s: %s", row.model, row.topology, reason)
         yield found | {"done": True, "does_not_fit": reason}
+
+
+def _of_the_step(config: ConfigDict) -> dict[str, Any]:
+    """What a step may depend on: not what is logged, saved and measured."""
+    placing = ("mesh", "sharding")
+    return {name: value for name, value in resolve(config).items() if name in placing or name not in HARMLESS}
 
 
 def _path(workdir: Path, row: Row) -> Path:
