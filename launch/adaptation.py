@@ -23,6 +23,7 @@ from spatial_clip_jax.fusion.encoders import Towers, abstract_towers, fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.clip import similarity_scale
 from spatial_clip_jax.models.compute import Compute, stored
+from spatial_clip_jax.models.digest import digest
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec
 from spatial_clip_jax.spatial_clip import SpatialClip
@@ -95,7 +96,8 @@ def adaptation_task(
     cached = FUSION in asked_teachers(terms) and config.cache_teacher
     stream = stream_of(config, source, model, given_boxes(terms))
     batches = _taught(stream, config, source, teachers, frozen, maps, model) if cached else stream
-    return Task(params, frozen, adaptation_loss(towers, teachers, terms, config.flip), batches, stream.counters)
+    loss, trunk = adaptation_loss(towers, teachers, terms, config.flip), digest(model.params["vision"])
+    return Task(params, frozen, loss, batches, trunk, stream.counters)
 
 
 def check_stages(config: ConfigDict, model: SpatialClip) -> Towers:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ class Running:
                 if number == WARM:
                     jax.block_until_ready(metrics)
                     start, waited = time.perf_counter(), 0.0
-                batch, wait = batches.next(metrics)
+                batch, wait = cast(tuple[Params, float], batches.next(metrics))  # nothing asks it to stop
                 waited += wait
                 metrics = self.step(batch)
             jax.block_until_ready(metrics)

@@ -30,9 +30,9 @@ from spatial_clip_jax.models.spec import ClipSpec
 from spatial_clip_jax.models.vision import preprocess
 from spatial_clip_jax.objectives.caption_words import caption_words, rarity
 from spatial_clip_jax.objectives.contrastive import contrastive
-from spatial_clip_jax.train.distributed import initialize, is_main, to_host
+from spatial_clip_jax.train.agreement import join
+from spatial_clip_jax.train.distributed import is_main, to_host
 from spatial_clip_jax.train.loop import train
-from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 def pretrain(config: ConfigDict, workdir: Path) -> None:
     """Runs the whole: tokenizer, training, export to `workdir/export`."""
-    initialize(read_settings(config).distributed)
+    join(config)
     captions = _captions(config)
     tokenizer = train_tokenizer(captions, config.tokenizer.merges)
     spec = _spec(config, tokenizer)

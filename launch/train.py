@@ -23,7 +23,8 @@ from spatial_clip_jax.fusion.encoders import ADAPTER
 from spatial_clip_jax.fusion.settings import FusionSettings
 from spatial_clip_jax.models.compute import Compute
 from spatial_clip_jax.models.spec import AdapterSpec
-from spatial_clip_jax.train.distributed import initialize, is_main, to_host
+from spatial_clip_jax.train.agreement import join
+from spatial_clip_jax.train.distributed import is_main, to_host
 from spatial_clip_jax.train.loop import train
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
@@ -52,11 +53,11 @@ def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tu
     The stage before it, if the config has one, comes first, in the workdir's folder "refiner". The teacher's maps are
     kept in the workdir, or below `teachers`, which runs may share.
     """
-    settings = read_settings(config)  # its faults come before any work
+    read_settings(config)  # its faults come before any work
     compute = read_section(Compute, config.compute, "compute")
     check_evaluation(config)
     check_workdir(workdir, resolve(config))
-    initialize(settings.distributed)
+    join(config)
     model = load(config.model, dtype=compute.dtype)
     check_stages(config, model)
     for stage in stage_shapes(config, model.spec):

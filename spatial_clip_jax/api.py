@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from spatial_clip_jax.convert import hub
 from spatial_clip_jax.convert.card import read_origin, read_training
 from spatial_clip_jax.convert.export import SETTINGS_FILE
-from spatial_clip_jax.convert.load import read_adapter, read_stored
+from spatial_clip_jax.convert.load import check_trunk, read_adapter, read_stored
 from spatial_clip_jax.convert.source import naming, read_json
 from spatial_clip_jax.evaluate.benchmark import Settings
 from spatial_clip_jax.models.geometries import named_spec
@@ -38,7 +38,8 @@ def load(
     dtype: what pictures are computed in, "float32" or "bfloat16"; norms, softmax and what follows the tower stay in
     fp32, and so do weights and texts.
 
-    FileNotFoundError if a folder or file is missing; ValueError, naming every fault, if weights do not fit.
+    FileNotFoundError if a folder or file is missing; ValueError, naming every fault, if weights do not fit, or if the
+    adapter was trained beside another CLIP.
     """
     path = located(source)
     if not isinstance(spec, ClipSpec | str | None):
@@ -47,7 +48,7 @@ def load(
     model = SpatialClip(found, params, beside if tokenizer is None else _path(tokenizer, "tokenizer"), dtype)
     model.form = form
     model.origin = read_origin(path if path.is_dir() else path.parent, path.resolve().name)
-    return model if adapter is None else _with_adapter(model, _path(adapter, "adapter"))
+    return model if adapter is None else _with_adapter(model, _path(adapter, "adapter"), source)
 
 
 def located(source: str | Path) -> Path:
@@ -70,7 +71,7 @@ def _path(given: str | Path, name: str) -> Path:
     return Path(given)
 
 
-def _with_adapter(model: SpatialClip, folder: Path) -> SpatialClip:
+def _with_adapter(model: SpatialClip, folder: Path, source: str | Path) -> SpatialClip:
     found = [place for place in (folder, folder / "export") if (place / "adapter.json").is_file()]
     if not found:
         raise FileNotFoundError(f"no adapter in {folder}: expected adapter.json there or in its export/ folder")
@@ -78,4 +79,6 @@ def _with_adapter(model: SpatialClip, folder: Path) -> SpatialClip:
     fields = read_json(file, SETTINGS_FILE) if file.is_file() else {}
     with naming(file):
         settings = Settings(**fields)
-    return model.with_adapter(*read_adapter(found[0], model.spec), settings, read_training(found[0]))
+    spec, params = read_adapter(found[0], model.spec)
+    check_trunk(found[0], model.params["vision"], source)
+    return model.with_adapter(spec, params, settings, read_training(found[0]))

@@ -135,7 +135,13 @@ def _shared(asked: Asked) -> dict[str, Any]:
         # Devices along each axis, one may be -1 for all that are left; and where parameters lie on them.
         mesh=dict(data=-1, fsdp=1, model=1),
         sharding=SHARDINGS[asked.sharding],
-        checkpoint=dict(every_steps=200, keep=2),
+        # The newest `keep` checkpoints stay, those of every `keep_every` steps, and the `keep_best` with the largest
+        # `best`, a metric of the periodic evaluation such as "evaluate/average" ("-evaluate/..." for the smallest).
+        checkpoint=dict(every_steps=200, keep=2, keep_every=0, best="", keep_best=1),
+        # Steps whose loss or gradient is not finite are skipped; more than `most` of the last `window` end the run.
+        guard=dict(window=100, most=5),
+        # A host without progress for so long ends the job with status 75, for a launcher to restart it; 0 for never.
+        watchdog=dict(seconds=600.0),
         log_every=10,
         # Steps between two looks at the adapter as it is (see `_evaluation`); 0 for none.
         evaluate_every=0,

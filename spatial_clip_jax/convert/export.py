@@ -19,6 +19,7 @@ from spatial_clip_jax.convert.onnx import ONNX_FILES
 from spatial_clip_jax.convert.shards import MAX_SHARD, MODEL_FILES, planned, widest, write_file, write_sharded
 from spatial_clip_jax.convert.source import NATIVE_CONFIG, OPEN_CLIP_CONFIG, Form
 from spatial_clip_jax.convert.tokenizer_files import TokenizerJson, write_json, write_tokenizer
+from spatial_clip_jax.models.digest import digest
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec
 
@@ -84,7 +85,7 @@ def save_clip(
             write_tokenizer(staging, tokenizer_json, spec.text_tower)
         write_sharded(staging, planned(params, family.namings[0].table, form.dtypes), metadata or {}, shard)
         if adapter is not None:
-            _write_adapter(staging, adapter, spec)
+            _write_adapter(staging, adapter, spec, digest(params["vision"]))
         if card is not None:
             _write_card(staging, Path(folder), card)
 
@@ -172,7 +173,7 @@ def _folder(destination: str | Path) -> Path:
     return folder
 
 
-def _write_adapter(folder: Path, adapter: SavedAdapter, clip_spec: ClipSpec) -> None:
+def _write_adapter(folder: Path, adapter: SavedAdapter, clip_spec: ClipSpec, trunk: str = "") -> None:
     if adapter.spec.variant == "lora":
         raise ValueError("a 'lora' adapter is written as a 'copy' one: give what models.adapter.materialised returns.")
     fields = dataclasses.asdict(adapter.spec)
@@ -180,6 +181,7 @@ def _write_adapter(folder: Path, adapter: SavedAdapter, clip_spec: ClipSpec) -> 
         "adapter": {name: value for name, value in fields.items() if name not in OF_LORA},
         "vision": dataclasses.asdict(clip_spec.vision),
         "embed_dim": clip_spec.embed_dim,
+        **({"trunk": trunk} if trunk else {}),
     }
     write_json(folder / "adapter.json", description)
     write_file(folder / "adapter.safetensors", planned(adapter.params, ADAPTER.table), {})

@@ -19,6 +19,7 @@ from spatial_clip_jax.convert.source import Form, Source, existing, find_source,
 from spatial_clip_jax.convert.weights import Place, read_leaves
 from spatial_clip_jax.models.adapter import SpatialAdapter
 from spatial_clip_jax.models.clip import Clip
+from spatial_clip_jax.models.digest import digest
 from spatial_clip_jax.models.params import Params, abstract_params, flatten_params, join_params
 from spatial_clip_jax.models.spec import AdapterSpec, ClipSpec, VisionSpec
 from spatial_clip_jax.models.vision import VisionTower
@@ -98,6 +99,21 @@ def read_adapter(folder: str | Path, clip: ClipSpec | None = None) -> tuple[Adap
     files = existing([file.with_name("adapter.safetensors")], ADAPTER_FILES)
     params, _ = read_leaves(files, expected, ADAPTER, lambda _, array: array)
     return spec, params
+
+
+def check_trunk(folder: str | Path, vision: Params, source: object) -> None:
+    """ValueError if the adapter in `folder` was trained beside another tower than `vision`, the one of `source`.
+
+    Of the same geometry it would fit, and its maps would mean nothing. Adapters of old do not say their tower.
+    """
+    made_for = read_json(Path(folder) / "adapter.json", ADAPTER_FILES).get("trunk")
+    if made_for is not None and made_for != (found := digest(vision)):
+        raise ValueError(
+            f"the adapter in {folder} was trained beside another tower than that of {str(source)!r}: its weights have "
+            f"the hash {str(made_for)[:12]}, these {found[:12]}. Load it beside its own CLIP; if these are the same "
+            "weights in another precision, or you insist: load(SOURCE).with_adapter(*read_adapter(FOLDER)), "
+            "with read_adapter of spatial_clip_jax.convert.load."
+        )
 
 
 def _read_clip(

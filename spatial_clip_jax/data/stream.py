@@ -1,8 +1,9 @@
 """An endless, shuffled, exactly resumable stream of picture batches.
 
-The order is one infinite sequence of record numbers, shuffled anew each epoch by index arithmetic alone.
-Hosts take turns in it, so its position is one number, whatever the number of hosts. A corrupt picture, or one
-that cannot be read, is replaced, not dropped: dropping would shift the sequence on one host alone.
+The order is one infinite sequence of record numbers, shuffled anew each epoch by index arithmetic alone. Each host
+reads its own rows of every batch, so a batch is the same, row by row, and its position one number, whatever the number
+of hosts. A corrupt picture, or one that cannot be read, is replaced, not dropped: dropping would shift the sequence on
+one host alone.
 """
 
 import os
@@ -71,8 +72,8 @@ class PictureStream:
         self._batch_size, self._process_count = batch_size, process_count
         self._threads = decoding_threads(threads)
         self._processes = processes
-        order = record_order(source, seed).map_with_index(lambda position, index: (position, index))
-        self._pictures = order[process_index:].map(loader)
+        self._order = record_order(source, seed).map_with_index(lambda position, index: (position, index))
+        self._process_index, self._loader = process_index, loader
         self._position = 0
         self._iterator: Any = None
 
@@ -110,7 +111,8 @@ class PictureStream:
 
     def _own(self) -> grain.MapDataset:
         """This host's pictures from the position on."""
-        return self._pictures[self._position :: self._process_count]
+        coming = self._order[self._position :]
+        return _Rows(coming, self._batch_size, self._process_index, self._process_count).map(self._loader)
 
     def _threaded_batches(self) -> grain.IterDataset:
         """Threads suit decoders that free the GIL, as Pillow's do: nothing is started or copied."""
@@ -163,3 +165,19 @@ def decoding_threads(threads: int) -> int:
 
 def _started(worker: int, workers: int) -> None:
     end_with_parent()
+
+
+class _Rows(grain.MapDataset):
+    """One host's rows of every batch, so that what is drawn by the row is the same for any number of hosts."""
+
+    def __init__(self, order: grain.MapDataset, batch_size: int, process_index: int, process_count: int) -> None:
+        super().__init__(order)
+        self._batch_size, self._process_index, self._process_count = batch_size, process_index, process_count
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._process_count
+
+    def __getitem__(self, index: Any) -> Any:
+        rows = self._batch_size // self._process_count
+        batch, row = divmod(index, rows)
+        return self._parent[batch * self._batch_size + self._process_index * rows + row]

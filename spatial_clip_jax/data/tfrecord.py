@@ -51,10 +51,10 @@ class TfRecordSource:
         """The records that can be had by their number, as a source of their own."""
         return Head(self)
 
-    def epoch(self, number: int, seed: int, buffer: int, first: int, step: int) -> Iterator[tuple[int, Record]]:
-        """Record numbers and records of one epoch, in its own order from place `first` on, every `step`-th.
+    def epoch(self, number: int, seed: int, buffer: int, first: int) -> Iterator[tuple[int, Record]]:
+        """Record numbers and records of one epoch, in its own order from place `first` on.
 
-        Records that are passed over are read, and neither parsed nor decoded.
+        Those before it are read, and neither parsed nor decoded.
 
         Raises:
           OSError: if a file is gone or damaged.
@@ -63,7 +63,7 @@ class TfRecordSource:
         files = rng.permutation(len(self._files))
         records = self._numbered(files.tolist(), cycle=FILES)
         records = records.shuffle(buffer, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False)
-        records = records.skip(first).shard(step, 0).map(_parsed).prefetch(2)
+        records = records.skip(first).map(_parsed).prefetch(2)
         for index, image in self._iterated(records):
             yield index, self._record(index, image)
 

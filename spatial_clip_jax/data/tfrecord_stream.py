@@ -17,8 +17,8 @@ from spatial_clip_jax.data.tfrecord import TfRecordSource
 class TfRecordStream:
     """As `PictureStream`, but each epoch's order is a shuffle of files and of `buffer` records at a time.
 
-    All hosts go through the same sequence of records and decode every so many-th. Resuming reads an epoch again up to
-    the position, which takes as long as reading does: it is decoding that is skipped.
+    All hosts go through the same sequence of records, and each decodes its rows of every batch. Resuming reads an epoch
+    again up to the position, which takes as long as reading does: it is decoding that is skipped.
     """
 
     def __init__(
@@ -75,12 +75,13 @@ class TfRecordStream:
                     yield waiting.popleft().result()
 
     def _records(self) -> Iterator[tuple[int, int, Record]]:
-        position = self._position + self._host
+        position, start, rows = self._position, self._position, self._batch_size // self._hosts
         while True:
             epoch, first = divmod(position, len(self._source))
-            for index, record in self._source.epoch(epoch, self._seed, self._buffer, first, self._hosts):
-                yield position, index, record
-                position += self._hosts
+            for index, record in self._source.epoch(epoch, self._seed, self._buffer, first):
+                if (position - start) % self._batch_size // rows == self._host:
+                    yield position, index, record
+                position += 1
             if position // len(self._source) == epoch:
                 raise OSError(f"epoch {epoch} ended early: files hold fewer records than dataset_info.json says")
 

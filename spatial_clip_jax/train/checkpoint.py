@@ -7,14 +7,12 @@ shardings of the mesh at hand, whatever mesh saved them.
 
 import contextlib
 import functools
-import gc
 import json
 import logging
 import shutil
-import sys
-import warnings
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,67 +20,145 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Bool, UInt32
 from orbax.checkpoint import v1 as ocp
 
+from spatial_clip_jax.train.damage import DAMAGE, Damaged, quiet, quiet_saves, reading, reason
 from spatial_clip_jax.train.distributed import barrier, is_main
+from spatial_clip_jax.train.retention import Best, policy
 from spatial_clip_jax.train.state import TrainState, leaf_name
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-# What Orbax and TensorStore raise for files that are missing, cut short, garbled, or JSON of another make.
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 # The checksum of what is saved beside the arrays, among those of the arrays.
 METADATA = "metadata"
-CHATTY = ("absl", "asyncio")
-
-
-class Damaged(Exception):
-    """A checkpoint that cannot be read into this run."""
+PATIENCE = 3  # saves in a row may fail before the run ends
 
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint's content: the state on its shardings, the data position and the config of the time."""
+    """A checkpoint's content: the state on its shardings, the data position, and the config of the time.
+
+    skipped: the steps before it that were not taken, see guard.py. trunk: the hash given to `Checkpoints` then.
+    """
 
     state: TrainState
     data_state: dict[str, Any]
     config: dict[str, Any]
+    skipped: list[int]
+    trunk: str
+
+
+@dataclass
+class _Save:
+    """One that is under way, and when."""
+
+    step: int
+    began: float
+    ended: float = 0.0
+
+    def end(self, _: bool) -> None:
+        self.ended = time.monotonic()
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder. Saves run in the background; a killed one leaves none."""
+    """The checkpoints of one run, in one folder. Saves run in the background; a killed one leaves none.
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self._folder, self._keep = Path(folder).absolute(), keep
+    A save that fails, as on a full disk, is reported and cleared away, and training goes on: the next one tries again.
+    """
+
+    def __init__(self, folder: Path, keep: int, every: int = 0, best: Best | None = None, trunk: str = "") -> None:
+        """keep, every, best: see `retention.policy`. trunk: a hash of the frozen weights, which are not saved."""
+        self._folder, self._policy, self._trunk = Path(folder).absolute(), policy(keep, every, best), trunk
+        self._pending: _Save | None = None
+        self._failures, self._told = 0, False
+        quiet_saves()
 
     @functools.cached_property
     def _checkpointer(self) -> ocp.training.Checkpointer:
         """Opened when it is needed: it reads the metadata of all checkpoints, so the damaged ones must be gone."""
-        policy = ocp.training.preservation_policies.LatestN(self._keep)
-        return ocp.training.Checkpointer(self._folder, preservation_policy=policy, cleanup_tmp_directories=True)
+        return ocp.training.Checkpointer(self._folder, preservation_policy=self._policy, cleanup_tmp_directories=True)
 
-    def save(self, state: TrainState, data_state: dict[str, Any], config: dict[str, Any]) -> None:
-        """Saves in the background; the state may be donated right afterwards."""
+    def save(
+        self, state: TrainState, data_state: dict[str, Any], config: dict[str, Any], skipped: Sequence[int] = ()
+    ) -> None:
+        """Saves in the background; the state may be donated right afterwards.
+
+        Raises:
+          FloatingPointError: if a parameter, or the optimizer's state, is not finite; nothing is saved then.
+        """
+        step = int(state.step)
+        if not _all_finite((state.params, state.opt_state)):
+            raise FloatingPointError(
+                f"After step {step} a parameter is not finite, so nothing was saved: the newest checkpoint is older. "
+                "Lower optimizer.learning_rate or set clip_norm, and start in a new workdir."
+            )
+        self.wait()
+        if step == self.latest():
+            return
         metadata = {
             "schema": SCHEMA,
             "data": data_state,
             "config": config,
+            "skipped": list(skipped),
+            "trunk": self._trunk,
             "checksums": {**_checksums(state), METADATA: _checksum(data_state, config)},
         }
-        step = int(state.step)
-        if step != self.latest():
-            self._checkpointer.save_async(step, _plain(state), force=True, custom_metadata=metadata)
+        self._pending = _Save(step, time.monotonic())
+        try:
+            saving = self._checkpointer.save_async(step, _plain(state), force=True, custom_metadata=metadata)
+            if saving:
+                saving.on_complete(self._pending.end)
+        except DAMAGE as error:
+            self._failed(error)
 
     def latest(self) -> int | None:
         """Returns the step of the newest checkpoint, or None."""
         newest = self._checkpointer.latest
         return newest.step if newest else None
 
-    def wait(self) -> None:
-        """Blocks until every save is on disk."""
-        self._checkpointer.wait()
+    def wait(self) -> int | None:
+        """Blocks until no save is under way, and returns the step of the newest checkpoint.
+
+        Raises:
+          OSError: if saves fail again and again.
+        """
+        if self._pending:
+            try:
+                self._checkpointer.wait()
+            except DAMAGE as error:
+                self._failed(error)
+            else:
+                self._done(self._pending)
+        return self.latest()
+
+    def _done(self, save: "_Save") -> None:
+        if self._failures:
+            self._clear()  # of the threads of a failed save some write on for a moment
+        self._pending, self._failures = None, 0
+        if not self._told and is_main():
+            self._told = True
+            files = [path.stat().st_size for path in (self._folder / str(save.step)).rglob("*") if path.is_file()]
+            told = "a checkpoint is %.3g MB in %d files; saving it took %.2g s, beside the training"
+            logger.info(told, sum(files) / 1e6, len(files), (save.ended or time.monotonic()) - save.began)
+
+    def _clear(self) -> None:
+        """Removes what failed saves left; none is under way."""
+        for partial in self._folder.glob("*.orbax-checkpoint-tmp") if is_main() else ():
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _failed(self, error: Exception) -> None:
+        """Says so, and leaves the folder as if there had been no such save."""
+        step = self._pending.step if self._pending else -1
+        self._pending, self._failures = None, self._failures + 1
+        self._clear()
+        self._checkpointer.reload()
+        free, newest = shutil.disk_usage(self._folder).free, self.latest()
+        told = f"the checkpoint of step {step} was not saved ({reason(error)}); {free} bytes are free in {self._folder}"
+        if self._failures == PATIENCE:
+            raise OSError(f"{told}, {PATIENCE} times in a row. Make room: the same command goes on from {newest}")
+        logger.error("%s. Make room: the next due save tries again; the newest checkpoint is %s", told, newest)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -90,8 +166,15 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if "_checkpointer" in vars(self):
-            self._checkpointer.close()
+        try:
+            if "_checkpointer" in vars(self):
+                self.wait()
+        finally:
+            if "_checkpointer" in vars(self):
+                with contextlib.suppress(*DAMAGE):  # of a save, told already
+                    self._checkpointer.close()
+                if self._failures:
+                    self._clear()
 
     def restore(self, abstract: TrainState) -> Restored | None:
         """Restores the newest readable checkpoint, or returns None where there is none at all.
@@ -104,7 +187,7 @@ class Checkpoints:
         Raises:
           ValueError: if there are checkpoints and none can be read.
         """
-        with _quiet():
+        with quiet():
             steps = self._steps()
             restored, faults = self._newest(steps, abstract)
         if restored:
@@ -137,7 +220,7 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: TrainState) -> Restored:
         metadata, wanted = self._metadata(step), _plain(abstract)
-        with _reading():
+        with reading():
             tree = ocp.load(self._folder / str(step), wanted)
         state = _unplain(tree, abstract)
         found = {**_checksums(state), METADATA: _checksum(metadata["data"], metadata["config"])}
@@ -146,11 +229,12 @@ class Checkpoints:
         changed = sorted(name for name in found | expected if found.get(name) != expected.get(name))
         if changed:
             raise Damaged(f"the numbers in {changed[:5]} are not those that were saved")
-        return Restored(state, metadata["data"], metadata["config"])
+        beside = metadata.get("skipped", []), metadata.get("trunk", "")
+        return Restored(state, metadata["data"], metadata["config"], *beside)
 
     def _metadata(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays."""
-        with _reading():
+        with reading():
             metadata = ocp.metadata(self._folder / str(step)).custom_metadata or {}
         if metadata.get("schema") != SCHEMA:
             raise Damaged(f"checkpoint {step} has schema {metadata.get('schema')}, expected {SCHEMA}")
@@ -173,47 +257,6 @@ class Checkpoints:
             self._checkpointer.reload()
 
 
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Stands around Orbax's reading and nothing else, so that no error of ours passes for damage."""
-    try:
-        yield
-    except DAMAGE as error:
-        raise Damaged(_reason(error)) from error
-
-
-def _is_of_another(record: logging.LogRecord) -> bool:
-    """Whether asyncio's line is of anything but arrays of a damaged checkpoint that Orbax reads on."""
-    return "async_deserialize" not in record.getMessage()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tracebacks that Orbax prints for every array of a damaged checkpoint: it reads on unawaited."""
-    loggers = [logging.getLogger(name) for name in CHATTY]
-    levels, hook = [chatty.level for chatty in loggers], sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: None
-    for chatty in loggers:
-        chatty.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            yield
-            gc.collect()  # Here, since tasks complain when they are collected.
-    finally:
-        # Some end only later: for good, since nobody can tell when.
-        logging.getLogger("asyncio").addFilter(_is_of_another)
-        sys.unraisablehook = hook
-        for chatty, level in zip(loggers, levels, strict=True):
-            chatty.setLevel(level)
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the start of what first went wrong; Orbax wraps it in errors about its handlers."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return f"{type(error).__name__}: {str(error).strip()[:160]}"
-
-
 def _checksum(data_state: dict[str, Any], config: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps([data_state, config], sort_keys=True).encode())
 
@@ -230,6 +273,11 @@ def _sums_of_bits(state: TrainState) -> TrainState:
         return jnp.sum(leaf.view(f"uint{8 * leaf.dtype.itemsize}"), dtype=jnp.uint32)
 
     return jax.tree.map(total, state)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
@@ -14,6 +15,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 logger = logging.getLogger(__name__)
+# EX_TEMPFAIL of sysexits.h: nothing is wrong with the program, so a launcher should start it anew.
+TEMPFAIL = 75
+# How an error says that it comes from another host's end.
+LOSS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "NCCL")
 Made = TypeVar("Made")
 
 
@@ -48,6 +53,20 @@ def _speak_as_host(number: int) -> None:
         handler.setFormatter(logging.Formatter(f"host {number}: %(message)s"))
 
 
+def end_for_a_restart(reason: str, status: int = TEMPFAIL) -> None:
+    """Ends this process at once: a hung thread, or a lost host at the last barrier, would keep it for ever."""
+    logger.error("ending with status %d: %s", status, reason)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def is_loss(error: BaseException | None) -> bool:
+    """Whether an error is the loss of another host: of a peer that dies, collectives fail."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in LOSS)
+
+
 def is_main() -> bool:
     """Returns whether this process is the one that writes what is written once."""
     return jax.process_index() == 0
@@ -70,6 +89,17 @@ def numbers_from_main(numbers: Mapping[str, float]) -> dict[str, float]:
     if is_main():
         sent[:] = text
     return json.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
+
+
+def gathered(text: str) -> list[str]:
+    """Returns every host's text, in their order; every host must call it."""
+    if jax.process_count() == 1:
+        return [text]
+    given = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array([given.size])))
+    padded = np.pad(given, (0, int(sizes.max()) - given.size))
+    found = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[: int(size)]).decode() for row, size in zip(found, sizes.reshape(-1), strict=True)]
 
 
 def to_host(tree: Any) -> Any:
@@ -98,7 +128,8 @@ class StopSignal:
     """Turns Ctrl-C and SIGTERM into a wish to stop after the current step; a second Ctrl-C stops at once.
 
     With several hosts the wish goes through JAX's preemption service, which lets all of them stop after the
-    same step whichever of them was told.
+    same step whichever of them was told. While a host's stream hangs they do not come to that step: the watchdog ends
+    them then.
     """
 
     def __init__(self) -> None:
@@ -126,6 +157,10 @@ class StopSignal:
         if jax.process_count() > 1:
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
         return self._received
+
+    def waiting(self) -> bool:
+        """Whether a signal has come that this process alone may follow, between two steps too."""
+        return bool(self._received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:

@@ -12,16 +12,21 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding
 
 from spatial_clip_jax.train import distributed, sharding
+from spatial_clip_jax.train.agreement import join
 from spatial_clip_jax.train.arithmetic import of_jaxpr
-from spatial_clip_jax.train.checkpoint import Checkpoints
-from spatial_clip_jax.train.metrics import Recorder, check_finite
+from spatial_clip_jax.train.checkpoint import Checkpoints, Restored
+from spatial_clip_jax.train.guard import Guard
+from spatial_clip_jax.train.metrics import Recorder
 from spatial_clip_jax.train.optimizer import kept_average
 from spatial_clip_jax.train.placement import Placement, place
 from spatial_clip_jax.train.prefetch import Prefetch
 from spatial_clip_jax.train.profile import Profile
+from spatial_clip_jax.train.retention import Best
 from spatial_clip_jax.train.settings import Settings, read_settings
 from spatial_clip_jax.train.state import TrainState, new_state
+from spatial_clip_jax.train.step import StepFn
 from spatial_clip_jax.train.task import Evaluate, Task
+from spatial_clip_jax.train.watchdog import Watchdog
 from spatial_clip_jax.train.workdir import claim_workdir, held_workdir, resolve
 
 logger = logging.getLogger(__name__)
@@ -65,6 +70,17 @@ class _Run:
         return self.placement.settings
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """What goes along with the steps."""
+
+    checkpoints: Checkpoints
+    recorder: Recorder
+    profile: Profile
+    guard: Guard
+    best: Best | None
+
+
 def train(
     config: ml_collections.ConfigDict, task: Task, workdir: Path, evaluate: Evaluate | None = None
 ) -> TrainResult:
@@ -73,17 +89,20 @@ def train(
     Args:
       config: see `settings.Settings` for the fields used; others are left to other readers.
       task: what to train.
-      workdir: the run's folder; gets config.json, checkpoints/, metrics.jsonl, and what `config.track` writes.
+      workdir: the run's folder; gets config.json, checkpoints/, metrics.jsonl, what `config.track` writes, and, of
+        batches that were skipped, nonfinite/.
       evaluate: see `task.Evaluate`; every `config.evaluate_every` steps and at the end; it gets the parameters'
         average where one is kept.
 
     Raises:
       ValueError: on a config that does not fit, or a workdir of another run.
-      FloatingPointError: if the loss or the gradient stops being finite.
+      FloatingPointError: if too many losses or gradients are not finite (see guard.py), or a parameter is not.
       SystemExit: with 130 after Ctrl-C or 143 after SIGTERM, once the current step is done and saved.
     """
     settings = read_settings(config)
-    distributed.initialize(settings.distributed)
+    if settings.checkpoint.best and evaluate is None:
+        raise ValueError("config.checkpoint.best asks for the best by an evaluation, and this run has none.")
+    join(config)
     mesh = sharding.make_mesh(settings.mesh)
     # Everything that the config can get wrong comes before the folder is claimed.
     with jax.set_mesh(mesh):
@@ -95,49 +114,75 @@ def train(
 
 def _train(run: _Run, workdir: Path, evaluate: Evaluate | None) -> TrainResult:
     settings, task = run.settings, run.task
-    with jax.set_mesh(run.mesh), Checkpoints(workdir / "checkpoints", settings.checkpoint.keep) as checkpoints:
-        state = _restore(run, checkpoints) or _initialise(run)
+    kept, best = settings.checkpoint, _best(settings)
+    folder = workdir / "checkpoints"
+    with (
+        jax.set_mesh(run.mesh),
+        Checkpoints(folder, kept.keep, kept.keep_every, best, task.trunk) as checkpoints,
+    ):
+        restored = _restore(run, checkpoints)
+        state = restored.state if restored else _initialise(run)
+        guard = Guard(settings.guard, workdir / "nonfinite", restored.skipped if restored else ())
         told = Recorder(workdir, int(state.step), settings.steps, settings.batch_size, settings.track)
         with told as recorder, Profile(settings.profile, workdir) as profile:
-            state = _loop(run, state, checkpoints, recorder, profile, evaluate)
+            if best:
+                best.again(recorder.evaluations())
+            state = _loop(run, state, _Beside(checkpoints, recorder, profile, guard, best), evaluate)
             summary = {"steps": settings.steps, **recorder.summary(), **task.counters()}
     return TrainResult(state, summary)
 
 
-def _loop(
-    run: _Run,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    recorder: Recorder,
-    profile: Profile,
-    evaluate: Evaluate | None,
-) -> TrainState:
+def _loop(run: _Run, state: TrainState, beside: _Beside, evaluate: Evaluate | None) -> TrainState:
     settings, step = run.settings, int(state.step)
+    checkpoints, recorder, guard = beside.checkpoints, beside.recorder, beside.guard
     metrics: dict[str, Any] = {}
     run_step = run.placement.step(run.task.loss_fn)
-    prefetch = Prefetch(run.task.batches, run.batch_place, settings.batch_size)
-    with distributed.StopSignal() as stop, prefetch as batches:
+    stop, watchdog = distributed.StopSignal(), Watchdog(settings.watchdog, settings.distributed)
+    prefetch = Prefetch(run.task.batches, run.batch_place, settings.batch_size, watchdog.phase, stop.waiting)
+    with stop, watchdog, prefetch as batches:
         while True:
             if evaluate and _due(step, settings.evaluate_every, settings) and not recorder.evaluated(step):
-                recorder.evaluation(step, evaluate(step, _trained(state)))
+                with watchdog.busy("evaluating"):
+                    row = recorder.evaluation(step, evaluate(step, _trained(state)))
+                if beside.best:
+                    beside.best.add(step, row)
             if step == settings.steps:
+                with watchdog.busy("saving a checkpoint"):
+                    checkpoints.wait()
                 return state
-            batch, waited = batches.next(metrics)
-            if recorder.watch.step_flops is None:
-                recorder.watch.step_flops = of_jaxpr(run_step.trace(state, run.frozen, batch).jaxpr)
-            step += 1
-            with profile.step(step):
-                state, metrics = run_step(state, run.frozen, batch)
-            profile.stop_after(metrics)
-            recorder.add(metrics, waited)
+            if fetched := batches.next(metrics):
+                batch, waited = fetched
+                step += 1
+                state, metrics = _step(run_step, (state, run.frozen, batch), step, beside)
+                recorder.add(metrics, waited)
+                guard.add(step, metrics, batches.rows)
+                watchdog.step(step)
             received = stop.received(step)
-            if received or _due(step, settings.log_every, settings):
+            logging_now = received or _due(step, settings.log_every, settings)
+            saving_now = received or _due(step, settings.checkpoint.every_steps, settings)
+            if logging_now or saving_now:
+                guard.settle()
+            if logging_now or guard.over:
                 recorder.log(step, run.task.counters())
-            if received or _due(step, settings.checkpoint.every_steps, settings):
-                check_finite(step, [jax.device_get(metrics)])
-                checkpoints.save(state, batches.get_state(), run.config)
+            guard.check()
+            if saving_now:
+                with watchdog.busy("saving a checkpoint"):
+                    checkpoints.save(state, batches.get_state(), run.config, guard.skipped())
             if received:
-                _leave(step, received, checkpoints)
+                with watchdog.busy("saving a checkpoint"):
+                    _leave(step, received, checkpoints)
+
+
+def _step(
+    run_step: StepFn, given: tuple[Any, Any, Any], step: int, beside: _Beside
+) -> tuple[TrainState, dict[str, Any]]:
+    watch, profile = beside.recorder.watch, beside.profile
+    if watch.step_flops is None:
+        watch.step_flops = of_jaxpr(run_step.trace(*given).jaxpr)
+    with profile.step(step):
+        state, metrics = run_step(*given)
+    profile.stop_after(metrics)
+    return state, metrics
 
 
 def _trained(state: TrainState) -> dict[str, Any]:
@@ -150,9 +195,9 @@ def _due(step: int, every: int, settings: Settings) -> bool:
 
 
 def _leave(step: int, received: int, checkpoints: Checkpoints) -> None:
-    checkpoints.wait()
-    name = signal.Signals(received).name
-    logger.warning("%s: saved after step %d; the same command goes on from there", name, step)
+    saved, name = checkpoints.wait(), signal.Signals(received).name
+    told = "%s: stopped after step %d, saved is step %s; the same command goes on from there"
+    logger.warning(told, name, step, saved)
     raise SystemExit(128 + received)
 
 
@@ -165,13 +210,31 @@ def _prepare(task: Task, settings: Settings, config: dict[str, Any], mesh: Mesh)
     return _Run(task, config, mesh, placement, batch_place, frozen)
 
 
-def _restore(run: _Run, checkpoints: Checkpoints) -> TrainState | None:
+def _restore(run: _Run, checkpoints: Checkpoints) -> Restored | None:
     restored = checkpoints.restore(run.placement.state)
     if restored is None:
         return None
+    _check_trunk(run, restored)
     run.task.batches.set_state(restored.data_state)
     logger.info("going on from the checkpoint of step %d", int(restored.state.step))
-    return restored.state
+    return restored
+
+
+def _check_trunk(run: _Run, restored: Restored) -> None:
+    """ValueError if the parameters were trained beside other weights than those that are frozen now."""
+    before, now = restored.trunk, run.task.trunk
+    if before and now and before != now:
+        names = [config.get("model", "a model") for config in (restored.config, run.config)]
+        raise ValueError(
+            f"the checkpoint of step {int(restored.state.step)} was trained beside the weights {before[:12]} of "
+            f"{names[0]}, but those of {names[1]} are {now[:12]} now: go on with the same weights, or use another "
+            "--workdir."
+        )
+
+
+def _best(settings: Settings) -> Best | None:
+    kept = settings.checkpoint
+    return Best(kept.best, kept.keep_best) if kept.best else None
 
 
 def _initialise(run: _Run) -> TrainState:

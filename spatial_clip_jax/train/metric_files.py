@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +29,48 @@ class MetricFiles:
         self.rows = [row for row in _read_rows(path) if row["step"] <= start_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self._file = path.open("a")
+        self._path, self._full = path, False
         for picture in self._pictures.glob("step-*.png"):
             number = picture.stem.removeprefix("step-")
             if number.isdecimal() and int(number) > start_step:
                 picture.unlink()
 
-    def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Writes a line."""
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> bool:
+        """Writes a line, whole or not at all: whether there was room for it."""
         row = {"step": step, "time": time.time(), **values}
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        size = self._path.stat().st_size
 
-    def picture(self, step: int, name: str, image: Picture) -> None:
+        def append() -> None:
+            with self._path.open("ab") as file:
+                file.write((json.dumps(row) + "\n").encode())
+
+        return self._written(append, lambda: os.truncate(self._path, size))
+
+    def picture(self, step: int, name: str, image: Picture) -> bool:
         """Writes `step-N.png` into pictures/, whole or not at all; a step has one picture, whatever its name."""
         path = self._pictures / f"step-{step}.png"
-        self._pictures.mkdir(exist_ok=True)
-        Image.fromarray(image).save(path.with_suffix(".partial"), "PNG")
-        os.replace(path.with_suffix(".partial"), path)
+        partial = path.with_suffix(".partial")
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        def save() -> None:
+            self._pictures.mkdir(exist_ok=True)
+            Image.fromarray(image).save(partial, "PNG")
+            os.replace(partial, path)
+
+        return self._written(save, lambda: partial.unlink(missing_ok=True))
+
+    def _written(self, write: Callable[[], None], undo: Callable[[], None]) -> bool:
+        """Whether there was room; a full disk ends no training, and is told once until there is room again."""
+        try:
+            write()
+        except OSError as error:
+            undo()
+            if not self._full:
+                logger.error("%s and pictures are not written (%s), until there is room", self._path, error)
+            self._full = True
+            return False
+        self._full = False
+        return True
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What a run tells: lines of metrics, curves, pictures, how far it is, and a summary at the end."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from spatial_clip_jax.train.chips import chip_of
-from spatial_clip_jax.train.distributed import from_main, is_main
+from spatial_clip_jax.train.distributed import from_main, gathered, is_main
 from spatial_clip_jax.train.metric_files import MetricFiles
 from spatial_clip_jax.train.progress import Progress
 from spatial_clip_jax.train.speed import Stopwatch, memory, summarised
@@ -38,19 +39,22 @@ class MetricWriter:
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Writes scalars of one step; a number that is not finite becomes null, or no point of a curve."""
         values = {name: float(value) if math.isfinite(value) else None for name, value in scalars.items()}
-        self._files.scalars(step, values)
+        if not self._files.scalars(step, values):
+            return
         for tracker in self._trackers:
             tracker.scalars(step, {name: value for name, value in values.items() if value is not None})
 
     def picture(self, step: int, name: str, image: Picture) -> None:
         """Writes a picture of one step."""
-        for writer in (self._files, *self._trackers):
-            writer.picture(step, name, image)
+        if not self._files.picture(step, name, image):
+            return
+        for tracker in self._trackers:
+            tracker.picture(step, name, image)
 
     def close(self) -> None:
-        """Closes all of them."""
-        for writer in (self._files, *self._trackers):
-            writer.close()
+        """Closes the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class Recorder:
@@ -95,55 +99,48 @@ class Recorder:
         self.watch.restart()
 
     def log(self, step: int, counters: Mapping[str, int]) -> None:
-        """Writes the means over the steps since the last call, the speed, the memory, and the given counters.
-
-        Raises:
-          FloatingPointError: if the loss or the gradient of one of these steps is not finite.
-        """
+        """Writes the means over the steps since the last call, the speed, the memory, and the given counters."""
+        if not self._window:
+            return
         window = jax.device_get(self._window)
         names = sorted(window[0], key=lambda name: name != "loss")
         means = {name: finite_mean([row[name] for row in window]) for name in names}
         speed = {**self.watch.read(), **memory()}
         if self._writer:
             self._writer.write(step, {**means, **speed, **counters})
-        check_finite(step, window)
         self._progress.tell({**means, **speed})
         self._window = []
         self.watch.restart()
 
-    def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
-        """Writes an evaluation's numbers, nested dicts flattened, and its pictures; its time is in no speed."""
+    def evaluation(self, step: int, result: Mapping[str, Any]) -> dict[str, float]:
+        """Writes an evaluation's numbers, which it returns flat, and its pictures; its time is in no speed."""
+        flat = _flatten(result, EVALUATE)
         if self._writer:
-            self._writer.write(step, _flatten(result, EVALUATE))
+            self._writer.write(step, flat)
             for name, image in result.items():
                 if isinstance(image, np.ndarray):
                     self._writer.picture(step, EVALUATE + name, image)
         self.watch.restart()
+        return flat
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Returns the lines of evaluations written so far, on every host."""
+        rows = [row for row in (self._writer.rows if self._writer else []) if any(map(_is_evaluation, row))]
+        return json.loads(gathered(json.dumps(rows))[0])
 
     def evaluated(self, step: int) -> bool:
         """Returns whether an evaluation of this step has been written, by this process or an earlier one."""
         rows = self._writer.rows if self._writer else []
         names = {key for row in rows if row["step"] == step for key in row}
-        return from_main(any(name.startswith(EVALUATE) for name in names))
+        return from_main(any(map(_is_evaluation, names)))
 
     def summary(self) -> dict[str, float]:
         """Returns what `speed.summarised` says of all lines of the run."""
         return summarised(self._writer.rows if self._writer else [])
 
 
-def check_finite(step: int, window: list[dict[str, Any]]) -> None:
-    """Stops a run that has diverged.
-
-    Raises:
-      FloatingPointError: if a loss or gradient norm is not finite, with all of that step's metrics.
-    """
-    for metrics in window:
-        values = {name: float(value) for name, value in metrics.items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
-            raise FloatingPointError(
-                f"The run diverged at or before step {step}: {values}. The newest checkpoint is older; lower "
-                "optimizer.learning_rate, lengthen warmup_steps or set clip_norm, and start in a new workdir."
-            )
+def _is_evaluation(name: str) -> bool:
+    return name.startswith(EVALUATE)
 
 
 def finite_mean(values: Sequence[Any]) -> float:

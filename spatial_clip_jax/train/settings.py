@@ -5,10 +5,12 @@ from typing import Any
 
 import ml_collections
 
-from spatial_clip_jax.models.checks import check_least_zero, check_positive
+from spatial_clip_jax.models.checks import check_least_zero, check_positive, check_whole
+from spatial_clip_jax.train.guard import GuardSettings
 from spatial_clip_jax.train.profile import ProfileSettings
 from spatial_clip_jax.train.sections import build
 from spatial_clip_jax.train.trackers import tracker_names
+from spatial_clip_jax.train.watchdog import WatchdogSettings
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,27 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """How often to save, in steps, and how many of the newest checkpoints to keep."""
+    """When to save, and which checkpoints to keep.
+
+    Attributes:
+      every_steps: steps between two saves.
+      keep: how many of the newest stay.
+      keep_every: those of every so many steps stay for ever; 0 for none.
+      best: a metric of the periodic evaluation as metrics.jsonl names it, such as "evaluate/average": the
+        `keep_best` checkpoints where it was largest stay too; "-evaluate/loss" for the smallest; "" for none.
+    """
 
     every_steps: int = 1000
     keep: int = 2
+    keep_every: int = 0
+    best: str = ""
+    keep_best: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in {"every_steps": 1, "keep": 1, "keep_every": 0, "keep_best": 1}.items():
+            check_whole(self, name, low=least)
+        if self.keep_every % self.every_steps:
+            raise ValueError(f"keep_every={self.keep_every} must be a multiple of every_steps={self.every_steps}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,8 @@ class Settings:
       mesh: device count along "data", "fsdp" and "model"; one may be -1, for all that is left.
       sharding: ordered (path regex, spec) pairs, see `sharding.py`.
       checkpoint: see `CheckpointSettings`.
+      guard: see `guard.GuardSettings`.
+      watchdog: see `watchdog.WatchdogSettings`.
       log_every: steps between two lines of metrics.
       evaluate_every: steps between two evaluations; 0 for only the one at the end.
       distributed: see `distributed.initialize`.
@@ -81,6 +102,8 @@ class Settings:
     mesh: dict[str, int] = field(default_factory=lambda: {"data": -1, "fsdp": 1, "model": 1})
     sharding: tuple[Any, ...] | list[Any] = ((".*", "replicate"),)
     checkpoint: CheckpointSettings = CheckpointSettings()
+    guard: GuardSettings = GuardSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
     log_every: int = 50
     evaluate_every: int = 0
     distributed: Any = "off"
@@ -96,7 +119,13 @@ def read_settings(config: ml_collections.ConfigDict) -> Settings:
     """
     values = config.to_dict()
     known = {f.name: values[f.name] for f in fields(Settings) if f.name in values}
-    sections = {"optimizer": OptimizerSettings, "checkpoint": CheckpointSettings, "profile": ProfileSettings}
+    sections = {
+        "optimizer": OptimizerSettings,
+        "checkpoint": CheckpointSettings,
+        "guard": GuardSettings,
+        "watchdog": WatchdogSettings,
+        "profile": ProfileSettings,
+    }
     for name, section in sections.items():
         known[name] = build(section, known.get(name, {}), f"config.{name}")
     settings = build(Settings, known, "config")
@@ -110,11 +139,15 @@ def _check_positive(settings: Settings) -> None:
         "steps": settings.steps,
         "batch_size": settings.batch_size,
         "log_every": settings.log_every,
-        "checkpoint.every_steps": settings.checkpoint.every_steps,
-        "checkpoint.keep": settings.checkpoint.keep,
     }
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"config.{name} is {value}; it must be at least 1.")
+    every = settings.checkpoint.every_steps
+    if settings.checkpoint.best and (not settings.evaluate_every or settings.evaluate_every % every):
+        raise ValueError(
+            f"config.checkpoint.best needs evaluations of saved steps: config.evaluate_every={settings.evaluate_every} "
+            f"must be a multiple of config.checkpoint.every_steps={every}."
+        )
     if not 0 <= settings.seed < 2**32:
         raise ValueError(f"config.seed is {settings.seed}; it must be between 0 and {2**32 - 1}.")

@@ -44,6 +44,7 @@ class Task:
         optimizer state and no place in the checkpoint.
       loss_fn: `(params, frozen, batch, key) -> (scalar loss, {name: scalar})`, a pure function.
       batches: the stream of training batches.
+      trunk: a hash of the weights that the parameters belong to, which a checkpoint remembers; "" for none.
       counters: returns numbers to add to every line of metrics and to the summary, such as corrupt records.
     """
 
@@ -51,4 +52,5 @@ class Task:
     frozen: Tree
     loss_fn: LossFn
     batches: Batches
+    trunk: str = ""
     counters: Callable[[], dict[str, int]] = no_counters

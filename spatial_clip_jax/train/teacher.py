@@ -6,7 +6,6 @@ Fusing takes many passes of the tower, and a small data set is seen many times o
 import dataclasses
 import errno
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -16,12 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from spatial_clip_jax.data.sources import Source
-from spatial_clip_jax.train.state import leaf_name
+from spatial_clip_jax.models.digest import digest
 from spatial_clip_jax.train.task import Batches, Tree
 
 logger = logging.getLogger(__name__)
@@ -113,18 +111,8 @@ def fingerprint(source: Source, frozen: Tree, **settings: Any) -> dict[str, Any]
 
     Neither a seed nor a place is in it, so a copied folder serves another run.
     """
-    known = {"pictures": source.fingerprint(), "weights": _digest(frozen), **settings}
+    known = {"pictures": source.fingerprint(), "weights": digest(frozen), **settings}
     return json.loads(json.dumps(known, default=dataclasses.asdict))
-
-
-def _digest(tree: Tree) -> str:
-    """A hash of the names, types, shapes and bytes of a tree's arrays, whose leaves must be on this host."""
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{leaf_name(path)} {array.dtype} {np.shape(leaf)}\n".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
 
 
 def _claim(folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int]) -> None:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 # A run may be continued with other values of these: they do not change what it trains.
 HARMLESS = {"log_every", "evaluate_every", "evaluation", "track", "profile", "checkpoint", "measure", "benchmark"}
 HARMLESS |= {"mesh", "sharding", "distributed", "compute.scan_layers", "compute.remat", "compute.microbatches"}
-HARMLESS |= {"data.processes"}
+HARMLESS |= {"data.processes", "guard", "watchdog"}
 
 LISTED = 12  # differences between two configs
 
@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
-    before, now = _flatten(old), _flatten(new)
+    before, now = flattened(old), flattened(new)
     differing = [
         f"{name}: {before.get(name, 'absent')} there, {now.get(name, 'absent')} here"
         for name in sorted(before.keys() | now.keys())
@@ -100,11 +100,12 @@ def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
         )
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": value}} -> {"a.b": value}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flattened(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

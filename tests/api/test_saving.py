@@ -12,6 +12,8 @@ from PIL import Image
 from transformers import CLIPVisionModel
 
 import spatial_clip_jax as scj
+from spatial_clip_jax.api import TINY
+from spatial_clip_jax.convert.load import read_adapter
 from spatial_clip_jax.models.params import join_params
 from spatial_clip_jax.models.spec import AdapterSpec
 
@@ -122,3 +124,22 @@ def test_what_cannot_be_merged_is_said(model, tmp_path):
     with pytest.raises(ValueError, match="Only a 'copy' or 'lora' adapter can be merged: a residual one adds blocks"):
         model.with_adapter(spec, model.new_adapter(spec, seed=0)[1]).save_merged(tmp_path / "out", 0.5)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_beside_another_clip_is_refused(model, adapted, picture, tmp_path):
+    """Of the same geometry; the same CLIP out of another file passes, and so does who insists."""
+    adapted.save_pretrained(tmp_path / "out")
+    vision = jax.tree.map(np.array, model.clip_params["vision"])
+    vision["blocks"]["0"]["norm1"]["bias"][3] += 1e-3
+    other = scj.SpatialClip(model.spec, {**model.clip_params, "vision": vision}, TINY / "tokenizer.json")
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"trained beside another tower than that of '.*other'.*\bload\(SOURCE\)"):
+        scj.load(tmp_path / "other", adapter=tmp_path / "out")
+    same = scj.load("tiny", adapter=tmp_path / "out")
+    np.testing.assert_array_equal(same.dense(picture), adapted.dense(picture))
+    insisted = scj.load(tmp_path / "other").with_adapter(*read_adapter(tmp_path / "out"))
+    assert np.abs(insisted.dense(picture) - adapted.dense(picture)).max() > 0
+    old = json.loads((tmp_path / "out" / "adapter.json").read_text())
+    assert len(old.pop("trunk")) == 64
+    (tmp_path / "out" / "adapter.json").write_text(json.dumps(old))  # as before adapters said it
+    assert scj.load(tmp_path / "other", adapter=tmp_path / "out").adapter_spec

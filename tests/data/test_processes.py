@@ -32,16 +32,17 @@ def test_processes_bring_what_threads_bring(damaged: Path) -> None:  # noqa: F81
         for key in expected:
             np.testing.assert_array_equal(batch[key], expected[key])
             assert type(batch[key]) is np.ndarray
-        np.testing.assert_array_equal(batch["index"][1::2], next(other)["index"])
+        np.testing.assert_array_equal(batch["index"][3:], next(other)["index"])
         assert processes.get_state() == threads.get_state()
         assert processes.counters() == threads.counters()
     assert threads.counters() == {"corrupt_records": 3}
 
 
 def test_a_killed_process_ends_the_stream_at_once_and_says_what_to_do(folder: Path) -> None:  # noqa: F811
+    before = multiprocessing.active_children()
     batches = stream(folder, 2)
     list(islice(batches, 3))
-    workers = multiprocessing.active_children()
+    workers = [child for child in multiprocessing.active_children() if child not in before]
     assert len(workers) == 2
     os.kill(workers[0].pid, signal.SIGKILL)
     start = time.monotonic()

@@ -85,7 +85,9 @@ def test_what_is_written(whole):
         curve = [json.loads(line) for line in (whole / stage / "metrics.jsonl").read_text().splitlines()]
         steps = [row for row in curve if "loss" in row]
         assert {"cosine", "correlation_divergence", "loss", "longest_wait_ms", "memory_bytes"} <= set(steps[-1])
-        assert [path.name for path in (whole / stage / "checkpoints").glob("4")]
+        saved = sum(path.stat().st_size for path in (whole / stage / "checkpoints" / "4").rglob("*") if path.is_file())
+        trained = (whole / "export" / "adapter.safetensors").stat().st_size  # AdamW keeps two more of each number
+        assert 2 * trained < saved < 3.2 * trained, "the frozen tower is in no checkpoint"
     report = (whole / "report.html").read_text()
     assert (
         "adapter+fusion" in report and "data:image/png;base64," in report and "http" not in report.split("</style>")[1]
@@ -188,12 +190,15 @@ def test_a_mesh_of_eight_trains_the_same(whole, data, tmp_path):
 
 
 def test_your_own_pictures(data, tmp_path):
-    """The README's command for a folder of pictures."""
+    """The README's command for a folder of pictures, one in twenty of which is damaged."""
     rng = np.random.default_rng(0)
     (tmp_path / "pictures" / "more").mkdir(parents=True)
-    for i, (height, width) in enumerate([(60, 90), (200, 100), (64, 64), (33, 70), (80, 80), (64, 90)]):
-        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+    sizes = [(60, 90), (200, 100), (64, 64), (33, 70), (80, 80), (64, 90)]
+    for i in range(19):
+        pixels = rng.integers(0, 256, (*sizes[i % len(sizes)], 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / ("more" if i % 2 else ".") / f"{i}.png")
+    whole = (tmp_path / "pictures" / "0.png").read_bytes()
+    (tmp_path / "pictures" / "bad.png").write_bytes(whole[: len(whole) // 2])
     own = ("--config.data.kind=folder", f"--config.data.path={tmp_path / 'pictures'}", "--config.model=tiny")
     held = tmp_path / "held_out"
     held.mkdir()
@@ -201,13 +206,18 @@ def test_your_own_pictures(data, tmp_path):
         path.rename(held / path.name)
     looks = ("--config.evaluate_every=2", "--config.evaluation.pictures=10", "--config.evaluation.shown=1")
     settings = (*WITHOUT_TABLE, *own, *looks, f"--config.evaluation.data.path={held}")
-    finish(start(data, tmp_path / "run", *settings))
+    strict = start(data, tmp_path / "strict", *WITHOUT_TABLE, *own, "--config.data.max_corrupt_fraction=0.01")
+    finish(start(data, tmp_path / "run", *settings, "--config.data.max_corrupt_fraction=0.1"))
     for stage in STAGES:
         rows = [json.loads(line) for line in (tmp_path / "run" / stage / "metrics.jsonl").read_text().splitlines()]
         found = [row["evaluate/loss"] for row in rows if "evaluate/loss" in row]
         assert len(found) == 2 and found[1] < found[0]  # what is learned holds on pictures that are not trained on
         assert "evaluate/cosine" in rows[-1] and (tmp_path / "run" / stage / "pictures" / "step-4.png").is_file()
     assert scj.load("tiny", adapter=tmp_path / "run").localize(held / "0.png", ["a star"])
+    _, err = strict.communicate(timeout=300)
+    assert strict.returncode == 1 and "Traceback" not in err, err[-3000:]
+    assert re.search(r"1 of \d+ records are corrupt, more than max_corrupt_fraction = 0.01.*bad.png", err), err[-3000:]
+    assert rows[-1]["corrupt_records"] == 1
 
 
 REFUSED = {

@@ -14,6 +14,7 @@ import pytest
 
 from spatial_clip_jax.train import checkpoint
 from spatial_clip_jax.train.checkpoint import Checkpoints
+from spatial_clip_jax.train.retention import Best
 from spatial_clip_jax.train.state import TrainState, new_state
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -209,3 +210,43 @@ def test_another_model_is_an_error_that_moves_nothing(tmp_path: Path, caplog: py
             checkpoints.restore(abstract(width=7))
     assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["1", "2"]
     assert "set aside" not in caplog.text
+
+
+def listed(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("[0-9]*"))
+
+
+def test_every_nth_and_the_best_stay(tmp_path: Path) -> None:
+    best = Best("evaluate/average", 1)
+    with Checkpoints(tmp_path, 1, every=3, best=best) as checkpoints:
+        for step, score in enumerate((0.1, 0.9, 0.2, 0.9, 0.3, None, 0.5, 0.4), 1):
+            checkpoints.save(state(step), {}, {})
+            best.add(step, {"evaluate/average": score})
+    assert listed(tmp_path) == [3, 4, 6, 8]  # of equals, the newer
+    again = Best("-evaluate/average", 2)
+    again.again([{"step": 3, "evaluate/average": 0.2}, {"step": 4, "evaluate/average": 0.9}, {"step": 7, "loss": 1.0}])
+    with Checkpoints(tmp_path, 1, best=again) as checkpoints:
+        checkpoints.save(state(9), {}, {})
+    assert listed(tmp_path) == [3, 4, 9]
+    with pytest.raises(ValueError, match=r"names 'evaluate/average'; the evaluation gives \['evaluate/other'\]"):
+        best.add(9, {"evaluate/other": 1.0})
+
+
+def test_only_the_newest_stay_without_being_told(tmp_path: Path) -> None:
+    save(tmp_path, (1, 2, 3, 4), keep=1)
+    assert listed(tmp_path) == [4]
+
+
+def test_what_a_save_took_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    save(tmp_path, (1, 2, 3))
+    told = [record.args for record in caplog.records if record.message.startswith("a checkpoint is")]
+    size = sum(path.stat().st_size for path in (tmp_path / "3").rglob("*") if path.is_file())
+    assert len(told) == 1 and told[0][0] == pytest.approx(size / 1e6, rel=0.2) and 0 < told[0][2] < 60
+
+
+def test_the_trunk_is_remembered(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, 1, trunk="abc") as checkpoints:
+        checkpoints.save(state(1), {}, {})
+        checkpoints.wait()
+        assert checkpoints.restore(abstract()).trunk == "abc"

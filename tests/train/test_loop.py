@@ -6,14 +6,15 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from spatial_clip_jax.models.digest import digest
 from spatial_clip_jax.train import TrainResult, train
-from spatial_clip_jax.train.checkpoint import Checkpoints
 from spatial_clip_jax.train.optimizer import kept_average
 from tests.train.toy import init, toy_config, toy_task
 
@@ -170,15 +171,6 @@ def test_evaluations_are_not_repeated_and_get_live_parameters(tmp_path: Path) ->
     assert [row["step"] for row in lines(tmp_path) if "evaluate/plain/norm" in row] == seen
 
 
-def test_divergence_stops_and_is_not_saved(tmp_path: Path) -> None:
-    task = toy_task()
-    bad = type(task)(task.params, task.frozen, lambda *args: (task.loss_fn(*args)[0] * np.inf, {}), task.batches)
-    with pytest.raises(FloatingPointError, match="diverged at or before step 4.*learning_rate"):
-        train(toy_config(), bad, tmp_path)
-    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
-        assert checkpoints.latest() is None
-
-
 def test_a_stream_that_fails_or_ends_fails_the_run(tmp_path: Path) -> None:
     def fail() -> None:
         raise OSError("disk gone")
@@ -201,3 +193,33 @@ def test_the_callers_arrays_survive(tmp_path: Path) -> None:
     train(toy_config(steps=3), type(task)(params, task.frozen, task.loss_fn, task.batches), tmp_path)
     assert np.isfinite(np.asarray(params["fc1"]["kernel"])).all()
     np.testing.assert_array_equal(params["fc1"]["kernel"], init(jax.random.key(0))["fc1"]["kernel"])
+
+
+def test_the_best_by_evaluation_is_kept_over_an_interruption(tmp_path: Path) -> None:
+    scores = {5: 0.1, 10: 0.8, 15: 0.3, 20: 0.2}
+    kept = {"every_steps": 5, "keep": 1, "best": "evaluate/score"}
+    config = toy_config(evaluate_every=5, checkpoint=kept)
+    with pytest.raises(SystemExit):
+        stop = {12: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+        train(config, toy_task(at=stop), tmp_path, lambda step, _: {"score": scores[step]})
+    train(config, toy_task(), tmp_path, lambda step, _: {"score": scores[step]})
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [10, 20]
+
+
+def test_the_best_needs_evaluations_of_what_is_saved(tmp_path: Path) -> None:
+    kept = {"every_steps": 5, "best": "evaluate/score"}
+    with pytest.raises(ValueError, match="evaluate_every=8 must be a multiple of config.checkpoint.every_steps=5"):
+        train(toy_config(evaluate_every=8, checkpoint=kept), toy_task(), tmp_path, lambda *_: {"score": 1.0})
+    with pytest.raises(ValueError, match="this run has none"):
+        train(toy_config(evaluate_every=5, checkpoint=kept), toy_task(), tmp_path)
+    with pytest.raises(ValueError, match="keep_every=7 must be a multiple of every_steps=5"):
+        train(toy_config(checkpoint={"every_steps": 5, "keep_every": 7}), toy_task(), tmp_path)
+
+
+def test_other_frozen_weights_are_refused(tmp_path: Path) -> None:
+    task = toy_task()
+    train(toy_config(steps=5), replace(task, trunk=digest(task.frozen)), tmp_path)
+    other = replace(toy_task(), frozen={"mix": 2 * task.frozen["mix"]})
+    one, two = digest(task.frozen)[:12], digest(other.frozen)[:12]
+    with pytest.raises(ValueError, match=f"step 5 was trained beside the weights {one} of .* are {two} now"):
+        train(toy_config(steps=5), replace(other, trunk=digest(other.frozen)), tmp_path)

@@ -75,7 +75,7 @@ def test_one_compilation_and_a_new_key_each_step() -> None:
     assert int(state.step) == 3
     expected = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(1), index))) for index in range(3)]
     np.testing.assert_array_equal(noise, np.float32(expected))
-    assert set(metrics) == {"loss", "gradient_norm", "noise"}
+    assert set(metrics) == {"loss", "gradient_norm", "skipped", "noise"}
 
 
 def test_the_loss_sees_the_average_as_it_was_before_the_step() -> None:

@@ -13,17 +13,27 @@ WIDTH = 16
 class ToyBatches:
     """Endless batches, a pure function of the position; each host makes its own slice."""
 
-    def __init__(self, batch_size: int = 16, host: int = 0, hosts: int = 1, at: dict | None = None) -> None:
-        """`at` maps a position to what is called before the batch of that position is made."""
+    def __init__(
+        self, batch_size: int = 16, host: int = 0, hosts: int = 1, at: dict | None = None, poison: tuple = ()
+    ) -> None:
+        """`at` maps a position to what is called before the batch of that position is made.
+
+        The batches at the positions `poison` hold one NaN.
+        """
+        self._poison = poison
         self._next, self._batch_size, self._at = 0, batch_size, at or {}
         self._rows = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
 
     def __next__(self) -> dict[str, np.ndarray]:
         self._at.get(self._next, lambda: None)()
         rng = np.random.default_rng(self._next)
-        self._next += 1
         x = rng.normal(size=(self._batch_size, WIDTH)).astype(np.float32)
-        return {"x": x[self._rows], "y": np.sin(x).sum(axis=1, keepdims=True)[self._rows]}
+        if self._next in self._poison:
+            x[1, 2] = np.nan
+        index = np.arange(self._batch_size) + self._batch_size * self._next
+        self._next += 1
+        whole = {"x": x, "y": np.sin(x).sum(axis=1, keepdims=True), "index": index}
+        return {name: values[self._rows] for name, values in whole.items()}
 
     def get_state(self) -> dict[str, int]:
         return {"next": self._next}
