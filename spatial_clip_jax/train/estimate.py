@@ -7,7 +7,7 @@ from spatial_clip_jax.train.chips import Chip
 from spatial_clip_jax.train.costs import Costs
 
 # The guess: compute and memory reach half of their peaks, and nothing is computed while something is sent. Published
-# training on TPUs reaches .45 to .65 of the peak (MaxText's tables, github.com/AI-Hypercomputer/maxtext).
+# training on TPUs reaches .44 to .71 of the peak (MaxText's tables, github.com/AI-Hypercomputer/maxtext).
 ASSUMED = 0.5
 
 
