@@ -28,5 +28,6 @@ forward() {
   if [[ -n "$child" ]]; then kill -s "$1" "$child" 2>/dev/null || true; fi
 }
 
-# Exit statuses after which the same command goes on: stopped and saved, or another host is lost (EX_TEMPFAIL).
-goes_on() { [[ "$1" == 143 || "$1" == 75 ]]; }
+# Exit statuses after which the same command goes on: stopped and saved, another host is lost (EX_TEMPFAIL), or the first
+# one is, upon which JAX aborts the others.
+goes_on() { [[ "$1" == 143 || "$1" == 75 || "$1" == 134 ]]; }

@@ -10,7 +10,7 @@ environment:
   NODES=1        machines; above 1 the workdir is on a disk that all of them share, and these two must be set:
   NODE_RANK      number of this machine, from 0
   COORDINATOR    HOST:PORT of machine 0, a free port that the others reach
-  RESTARTS=10    how often to go on after exit status 143 (stopped and saved) or 75 (a host was lost)
+  RESTARTS=10    how often to go on after exit status 143 (stopped and saved), 75 or 134 (a host was lost)
   PRESET         of launch/xla_flags.py; gpu for one machine, gpu_multihost for several
 END
   exit 2

@@ -15,7 +15,7 @@ environment:
   NFS_SHARE            HOST:/SHARE, a Filestore share, for example; every worker mounts it at /mnt/runs
   REVISION=main        branch or tag to clone
   TIER=spot            spot, reserved or guaranteed
-  RESTARTS=10          how often to go on on the same slice after 143 or 75; a slice that is taken away does not count
+  RESTARTS=10          how often to go on on the same slice after 143, 75 or 134; a slice that is taken away does not count
   TPU_RUNTIME          software version, if the type's usual one does not do
 The project is gcloud's own: gcloud config set project PROJECT.
 END

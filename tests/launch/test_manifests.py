@@ -104,7 +104,7 @@ def test_what_a_failed_job_leads_to(kind: str, reason: str, message: str, action
             assert rule["action"] == action
             break
     codes = job_of(jobset)["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]
-    assert codes["values"] == [75, 143] and codes["containerName"] == "train"
+    assert codes["values"] == [75, 134, 143] and codes["containerName"] == "train"
 
 
 @pytest.mark.parametrize("where", ["jobset", "rule", "job", "pod", "container"])
@@ -132,7 +132,7 @@ def test_what_is_missing_is_named():
 def test_the_sky_task_fits_its_schema_and_starts_the_job(tmp_path: Path):
     task = yaml.safe_load((ROOT / "launch" / "sky" / "train.yaml").read_text())
     jsonschema.validate(task, SKY)
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75, 143]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75, 134, 143]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(task | {"file_mount": {}}, SKY)
 
