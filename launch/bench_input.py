@@ -1,6 +1,5 @@
 """What `launch.bench` measures of the input: pictures a second, by each way to read, decode and resize them."""
 
-import io
 import json
 import logging
 import multiprocessing
@@ -18,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
+from launch.noise import noise_jpeg
 from spatial_clip_jax.data.children import end_with_parent
 from spatial_clip_jax.data.sources import open_source
 from spatial_clip_jax.data.stream import PictureStream
@@ -30,8 +29,6 @@ from spatial_clip_jax.train.workdir import held_workdir
 
 logger = logging.getLogger(__name__)
 
-SCALES = ((4, 2.0), (16, 4.0), (64, 8.0), (250, 16.0))  # of smooth noise: cells of so many pixels, so strong
-GRAIN, QUALITY = 4.4, 92  # of the finest noise, and JPEG's: about 90 KB at 500 x 375
 # Of tf.data: this package's stream over TFRecord, and TensorFlow's own decoder, with our filter and with its quickest.
 STREAM, BICUBIC, BILINEAR = "tf.data, our decoder", "tf.data, bicubic", "tf.data, bilinear"
 RIVALS = (STREAM, BICUBIC, BILINEAR)
@@ -100,27 +97,12 @@ def write_pictures(folder: Path, asked: InputBench) -> float:
     (folder / "files").mkdir()
     (folder / "names").mkdir()
     for number in range(asked.distinct):
-        data = _jpeg(rng, asked.picture)
+        data = noise_jpeg(rng, asked.picture)
         sizes.append(len(data))
         (folder / "files" / f"{number}.jpg").write_bytes(data)
     for number in range(asked.records):
         (folder / "names" / f"{number:06}.jpg").symlink_to(folder / "files" / f"{number % asked.distinct}.jpg")
     return statistics.fmean(sizes)
-
-
-def _jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
-    height, width = size
-    picture = GRAIN * rng.normal(size=(height, width, 3))
-    for cell, strength in SCALES:
-        coarse = strength * rng.normal(size=(3, height // cell + 2, width // cell + 2)).astype(np.float32)
-        bands = [
-            Image.fromarray(coarse[..., band]).resize((width, height), Image.Resampling.BICUBIC) for band in range(3)
-        ]
-        picture += np.stack([np.asarray(band) for band in bands], axis=-1)
-    buffer = io.BytesIO()
-    pixels = 128 + 50 * (picture - picture.mean()) / picture.std()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue()
 
 
 class _Way:

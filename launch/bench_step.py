@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
 from tqdm import tqdm
 
 from launch.compiled import spec_of
+from launch.noise import noise_jpeg
 from launch.shapes import PlacedStep, StageShapes, stage_shapes
 from launch.step_parts import StepParts
 from spatial_clip_jax.data.sources import open_source
@@ -41,7 +41,6 @@ from spatial_clip_jax.train.workdir import held_workdir
 logger = logging.getLogger(__name__)
 Rows = dict[str, dict[str, Any]]
 GIB = 2**30
-GRAIN, QUALITY = 6.0, 90  # of the finest noise, and JPEG's
 WARM = 2  # steps that do not count
 
 
@@ -206,17 +205,8 @@ def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> Path:
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
             rng = np.random.default_rng(0)
             for number in range(count):
-                yield number, {"image": io.BytesIO(_jpeg(rng, *size))}
+                yield number, {"image": io.BytesIO(noise_jpeg(rng, size))}
 
     builder = Noise(data_dir=str(folder), file_format="array_record")
     builder.download_and_prepare()
     return Path(builder.data_dir)
-
-
-def _jpeg(rng: np.random.Generator, height: int, width: int) -> bytes:
-    coarse = rng.integers(0, 256, (height // 40 + 2, width // 40 + 2, 3), np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    pixels = (smooth + GRAIN * rng.normal(size=smooth.shape)).clip(0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue()
