@@ -51,3 +51,12 @@ def contents(folder: Path, most: int = 10) -> str:
         return f"{folder} does not exist either."
     names = sorted(path.name for path in folder.iterdir())
     return f"{folder} holds {names[:most] or 'nothing'}{' and more' if len(names) > most else ''}."
+
+
+def stamp(path: Path) -> str:
+    """Size and time of change; a file that is not there, such as behind a dangling link, has none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"

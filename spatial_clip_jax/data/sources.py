@@ -9,7 +9,7 @@ import ml_collections
 
 from spatial_clip_jax.data.boxes import Annotations, CocoAnnotations, TfdsAnnotations
 from spatial_clip_jax.data.mixture import MixedSource, checked_weight
-from spatial_clip_jax.data.source import Fingerprint, Record, Source, contents, digest
+from spatial_clip_jax.data.source import Fingerprint, Record, Source, contents, digest, stamp
 from spatial_clip_jax.data.tfds_folder import is_tfrecord, opened_builder, tfds_fingerprint
 from spatial_clip_jax.data.tfrecord import TfRecordSource
 
@@ -45,7 +45,7 @@ class FolderSource:
 
     def fingerprint(self) -> Fingerprint:
         """Names, sizes and times of change, in order; where the folder lies does not count."""
-        files = (os.fsencode(f"{name}\0{_stamp(self._folder / name)}") for name in self._names)
+        files = (os.fsencode(f"{name}\0{stamp(self._folder / name)}") for name in self._names)
         return {"kind": "folder", "records": len(self), "files": digest(files)}
 
 
@@ -143,12 +143,3 @@ def _opened(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source:
     if is_tfrecord(folder):
         return TfRecordSource(folder, split, boxes or "")
     return TfdsSource(folder, split, boxes or "", nouns or "")
-
-
-def _stamp(path: Path) -> str:
-    """Size and time of change; a file that is not there, such as behind a dangling link, has none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return "missing"
-    return f"{found.st_size} {found.st_mtime_ns}"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spatial_clip_jax.data.source import stamp
+
 
 class Taken(NamedTuple):
     """An encoded picture, or why it could not be read."""
@@ -112,14 +114,6 @@ def stamped(pieces: Sequence[Piece]) -> str:
     stamps: dict[str, str] = {}
     for piece in pieces:
         if piece.path not in stamps:
-            stamps[piece.path] = _stamp(Path(piece.path))
+            stamps[piece.path] = stamp(Path(piece.path))
         digest.update(f"{piece} {stamps[piece.path]}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _stamp(path: Path) -> str:
-    try:
-        found = path.stat()
-    except OSError:
-        return "missing"
-    return f"{found.st_size} {found.st_mtime_ns}"
