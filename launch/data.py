@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> None:
         asked = Asked(name, SPLIT.value, SHARD_PICTURES.value, WORKERS.value, rule)
         pieces = find_pieces(source, COLUMN.value, Path(COPIES.value).expanduser() if COPIES.value else None)
         with held_workdir(destination):
+            if (destination / VERSION).exists():
+                print(f"{destination / VERSION} is there already: nothing is done if it is of the same pictures")
             report = build(pieces, destination, asked)
         print_report(report, destination / VERSION, asked.split)
 

@@ -68,10 +68,15 @@ def check_evaluation(config: ConfigDict) -> None:
     settings = _settings(config)
     if not config.evaluate_every or not settings.data.get("path"):
         return
-    told_apart = ("kind", "path", "split") if config.data.kind == "tfds" else ("kind", "path")
-    if all(settings.data.get(name) == config.data.get(name) for name in told_apart):
+    trained_on = config.data.mixture if config.data.kind == "mixture" else (config.data,)
+    if any(_same(settings.data, part) for part in trained_on):
         raise ValueError("config.evaluation.data is what config.data trains on: hold pictures out, such as a split")
     _held_out_source(settings)
+
+
+def _same(held_out: Mapping[str, Any], trained_on: Mapping[str, Any] | ConfigDict) -> bool:
+    told_apart = ("kind", "path", "split") if trained_on.get("kind") == "tfds" else ("kind", "path")
+    return all(held_out.get(name) == trained_on.get(name) for name in told_apart)
 
 
 def evaluation(stage: Stage) -> tuple[Task, Evaluate | None]:

@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from launch import cli
@@ -28,6 +29,7 @@ from spatial_clip_jax.train.distributed import is_main, to_host
 from spatial_clip_jax.train.loop import train
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
+from spatial_clip_jax.train.sharding import make_mesh
 from spatial_clip_jax.train.task import Batches
 from spatial_clip_jax.train.teacher import CachedTeacher
 from spatial_clip_jax.train.workdir import check_workdir, resolve
@@ -53,15 +55,16 @@ def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tu
     The stage before it, if the config has one, comes first, in the workdir's folder "refiner". The teacher's maps are
     kept in the workdir, or below `teachers`, which runs may share.
     """
-    read_settings(config)  # its faults come before any work
+    settings = read_settings(config)  # its faults come before any work
     compute = read_section(Compute, config.compute, "compute")
     check_evaluation(config)
     check_workdir(workdir, resolve(config))
     join(config)
     model = load(config.model, dtype=compute.dtype)
     check_stages(config, model)
-    for stage in stage_shapes(config, model.spec):
-        stage.check()
+    with jax.set_mesh(make_mesh(settings.mesh)):  # which has to share batches, and their parts
+        for stage in stage_shapes(config, model.spec):
+            stage.check()
     return _adapted(config, model, workdir, teachers)
 
 
@@ -69,7 +72,11 @@ def _adapted(
     config: ConfigDict, model: SpatialClip, workdir: Path, teachers: Path | None
 ) -> tuple[SpatialClip, Summary]:
     stage = earlier_stage(config)
+    if stage:
+        logger.info("first the stage before, %d steps in %s", stage.steps, workdir / "refiner")
     refiner, before = _adapted(stage, model, workdir / "refiner", teachers) if stage else (None, {})
+    if refiner:
+        logger.info("the stage before is done; now the last one, %d steps", config.steps)
     adapter = read_section(AdapterSpec, config.adapter, "adapter")
     task = adaptation_task(config, model, adapter, refiner, maps_folder(config, workdir, teachers))
     task, evaluate = evaluation(Stage(config, model, adapter, refiner, task))

@@ -115,6 +115,7 @@ class Recorder:
     def evaluation(self, step: int, result: Mapping[str, Any]) -> dict[str, float]:
         """Writes an evaluation's numbers, which it returns flat, and its pictures; its time is in no speed."""
         flat = _flatten(result, EVALUATE)
+        self._progress.evaluated(step, flat)
         if self._writer:
             self._writer.write(step, flat)
             for name, image in result.items():

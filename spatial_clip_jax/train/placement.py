@@ -51,6 +51,7 @@ def place(params: Any, frozen: Any, settings: Settings, mesh: Mesh) -> Placement
     shardings = sharding.state_shardings(state, places["params"], mesh)
     sharding.log_table("trained", trees["params"], places["params"])
     sharding.log_table("frozen", trees["frozen"], places["frozen"])
+    sharding.warn_of_idle_axes(places, mesh)
     return Placement(settings, optimizer, placed(state, shardings), shardings, places["frozen"])
 
 

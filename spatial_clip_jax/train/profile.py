@@ -47,6 +47,12 @@ class Profile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+        if self._settings.steps and is_main() and self._done <= self._settings.start and error is None:
+            logger.warning(
+                "no profile was written: this process took %d steps, and config.profile.start is %d",
+                self._done,
+                self._settings.start,
+            )
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:

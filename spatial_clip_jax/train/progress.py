@@ -57,6 +57,11 @@ class Progress:
             self._told = time.monotonic()
             logger.info("step %d of %d%s: %s", self._done, self._steps, self._left(), _text(values))
 
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """Says what an evaluation found."""
+        if self._shown:
+            logger.info("after step %d: %s", step, _text(values))
+
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._bar.close()

@@ -181,5 +181,18 @@ def log_table(title: str, abstract: Any, shardings: Any) -> None:
         logger.info("  ... and %d smaller ones, %.1f MiB", len(rows) - len(shown), total - sum(r[3] for r in shown))
 
 
+def warn_of_idle_axes(places: Any, mesh: Mesh) -> None:
+    """Warns of axes, other than "data", over which no array is split: their devices hold, or do, the same."""
+    used = {axis for place in jax.tree.leaves(places) for entry in place.spec for axis in np.ravel(entry or ())}
+    for axis in AXES[1:]:
+        if mesh.shape[axis] > 1 and axis not in used:
+            logger.warning(
+                "config.mesh.%s is %d, but the rules of config.sharding split no array over it; "
+                "'fsdp' leaves arrays below 4 MiB whole",
+                axis,
+                mesh.shape[axis],
+            )
+
+
 def _device_mib(leaf: Any, place: NamedSharding) -> float:
     return math.prod(place.shard_shape(tuple(leaf.shape))) * np.dtype(leaf.dtype).itemsize / MIB

@@ -21,8 +21,11 @@ PARAMS = {
 }
 EIGHT = """
 import json
+import io, logging
 import jax, optax
-from spatial_clip_jax.train.sharding import batch_sharding, make_mesh, match_rules, state_shardings
+from spatial_clip_jax.train.sharding import (
+    batch_sharding, make_mesh, match_rules, state_shardings, warn_of_idle_axes,
+)
 from spatial_clip_jax.train.state import leaf_name, new_state
 mesh = make_mesh({"data": -1, "fsdp": 2, "model": 2})
 shapes = {
@@ -61,6 +64,13 @@ try:
     batch_sharding(mesh, 6)
 except ValueError as error:
     told["batch"] = str(error)
+heard = io.StringIO()
+logging.getLogger("spatial_clip_jax.train.sharding").addHandler(logging.StreamHandler(heard))
+warn_of_idle_axes(match_rules({"params": params}, [every], mesh), mesh)
+told["idle"] = heard.getvalue()
+heard.truncate(0), heard.seek(0)
+warn_of_idle_axes(match_rules({"params": params}, [("kernel", ["fsdp", "model"]), every], mesh), mesh)
+told["busy"] = heard.getvalue()
 for sizes in ({"data": 3}, {"data": -1, "fsdp": -1}, {"data": -1, "fsdp": 3}, {"data": 0, "fsdp": 8}):
     try:
         make_mesh(sizes)
@@ -160,3 +170,9 @@ def test_table_is_logged_and_shortened(caplog: pytest.LogCaptureFixture) -> None
     assert "trained: 100 arrays, 100.0 MiB on each device" in caplog.text
     assert "layer000" in caplog.text and "('fsdp',)" in caplog.text and "1.00 MiB" in caplog.text
     assert "and 88 smaller ones, 88.0 MiB" in caplog.text
+
+
+def test_an_axis_that_splits_nothing_is_told(told: dict) -> None:
+    assert "config.mesh.fsdp is 2, but the rules of config.sharding split no array over it" in told["idle"]
+    assert "config.mesh.model is 2" in told["idle"]
+    assert told["busy"] == ""
