@@ -6,6 +6,7 @@ one's own there is no truth to score against, and held-out ones of `config.evalu
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,7 +77,11 @@ def check_evaluation(config: ConfigDict) -> None:
 
 def _same(held_out: Mapping[str, Any], trained_on: Mapping[str, Any] | ConfigDict) -> bool:
     told_apart = ("kind", "path", "split") if trained_on.get("kind") == "tfds" else ("kind", "path")
-    return all(held_out.get(name) == trained_on.get(name) for name in told_apart)
+    there, here = (
+        [os.path.realpath(str(data.get(name))) if name == "path" else data.get(name) for name in told_apart]
+        for data in (held_out, trained_on)
+    )
+    return there == here
 
 
 def evaluation(stage: Stage) -> tuple[Task, Evaluate | None]:

@@ -30,7 +30,7 @@ source launch/forwarding.sh
 
 joined=()
 if ((NODES > 1)); then
-  if ! [[ "${NODE_RANK:-}" =~ ^[0-9]+$ ]] || ((NODE_RANK >= NODES)); then
+  if ! [[ "${NODE_RANK:-}" =~ ^(0|[1-9][0-9]*)$ ]] || ((NODE_RANK >= NODES)); then
     fail "NODE_RANK=${NODE_RANK:-} must be this machine's number, from 0 to $((NODES - 1))"
   fi
   [[ "${COORDINATOR:-}" =~ ^[^:]+:[0-9]+$ ]] || fail "COORDINATOR=${COORDINATOR:-} must be HOST:PORT of machine 0"

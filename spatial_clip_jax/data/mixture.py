@@ -3,7 +3,6 @@
 import bisect
 import itertools
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ class MixedSource:
 
 
 def checked_weight(weight: Any) -> float:
-    """ValueError unless it is a positive number."""
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ValueError(f"every part of data.mixture has a weight above 0, got {weight!r}")
+    """ValueError unless it is a positive number of a sane size: a part of a millionth is never drawn from."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 1e-6 <= weight <= 1e6:
+        raise ValueError(f"every part of data.mixture has a weight above 0, from 1e-6 to 1e6, got {weight!r}")
     return float(weight)

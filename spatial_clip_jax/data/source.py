@@ -1,12 +1,16 @@
 """What every source of pictures is."""
 
+import errno
 import hashlib
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from spatial_clip_jax.data.boxes import Annotations
 
+MAX_BYTES = 2**30  # of an encoded picture
 Record = dict[str, Any]
 Fingerprint = dict[str, str | int]
 
@@ -51,6 +55,19 @@ def contents(folder: Path, most: int = 10) -> str:
         return f"{folder} does not exist either."
     names = sorted(path.name for path in folder.iterdir())
     return f"{folder} holds {names[:most] or 'nothing'}{' and more' if len(names) > most else ''}."
+
+
+def read_picture(path: str | Path, offset: int = 0, size: int = -1) -> bytes:
+    """A file's bytes, or `size` of them from `offset`; OSError for a pipe and the like, or what is far too large."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        wanted = found.st_size - offset if size < 0 else size
+        if wanted > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"it has {wanted} bytes, more than {MAX_BYTES}", str(path))
+        file.seek(offset)
+        return file.read(size)
 
 
 def stamp(path: Path) -> str:

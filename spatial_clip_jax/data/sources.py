@@ -9,7 +9,7 @@ import ml_collections
 
 from spatial_clip_jax.data.boxes import Annotations, CocoAnnotations, TfdsAnnotations
 from spatial_clip_jax.data.mixture import MixedSource, checked_weight
-from spatial_clip_jax.data.source import Fingerprint, Record, Source, contents, digest, stamp
+from spatial_clip_jax.data.source import Fingerprint, Record, Source, contents, digest, read_picture, stamp
 from spatial_clip_jax.data.tfds_folder import is_tfrecord, opened_builder, tfds_fingerprint
 from spatial_clip_jax.data.tfrecord import TfRecordSource
 
@@ -41,7 +41,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Record:
         name = self._names[index]
-        return {"image": (self._folder / name).read_bytes(), "name": name}
+        return {"image": read_picture(self._folder / name), "name": name}
 
     def fingerprint(self) -> Fingerprint:
         """Names, sizes and times of change, in order; where the folder lies does not count."""
@@ -122,7 +122,7 @@ def _mixed(parts: Sequence[Mapping[str, Any]], boxes: str | None) -> MixedSource
         if unknown or part.get("kind") not in ("folder", "tfds"):
             raise ValueError(f"A part of data.mixture has {PART}, of kind 'folder' or 'tfds'; got {dict(part)}.")
     weights = [checked_weight(part.get("weight")) for part in parts]
-    opened = [(str(part["path"]), open_source(part)) for part in parts]
+    opened = [(str(part.get("path")), open_source(part)) for part in parts]
     for path, source in opened:
         if isinstance(source, TfRecordSource):
             raise ValueError(f"{path} is stored as tfrecord; parts of a mixture need file_format='array_record'.")

@@ -69,7 +69,7 @@ class PictureStream:
             raise ValueError(f"data.processes must be 0, for threads, or a number of processes, got {processes}.")
         loader = Loader(source, size, seed, resize, boxes)
         self._corrupt = Corrupt(len(source), max_corrupt_fraction)
-        self._batch_size, self._process_count = batch_size, process_count
+        self._batch_size, self._process_count, self._count = batch_size, process_count, len(source)
         self._threads = decoding_threads(threads)
         self._processes = processes
         self._order = record_order(source, seed).map_with_index(lambda position, index: (position, index))
@@ -131,11 +131,15 @@ class PictureStream:
         )
 
     def get_state(self) -> dict[str, int]:
-        """Returns the position after the last batch: pictures handed out, by all hosts together."""
-        return {"position": self._position}
+        """Returns the position after the last batch, pictures handed out by all hosts together, and of how many."""
+        return {"position": self._position, "records": self._count}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Moves to a position from `get_state`, which may come from another process or number of hosts."""
+        """Moves to a position from `get_state`, which may come from another process or number of hosts.
+
+        ValueError if it is a position among another number of records.
+        """
+        check_records(state, self._count)
         self.close()
         self._position = state["position"]
 
@@ -156,6 +160,16 @@ def check_batch(source: Source, batch_size: int, process_count: int) -> None:
         raise ValueError(f"batch_size {batch_size} cannot be shared equally by {process_count} hosts.")
     if not len(source):
         raise ValueError("The source holds no record.")
+
+
+def check_records(state: dict[str, int], records: int) -> None:
+    """ValueError if a position is one among another number of records: their numbers would mean other pictures."""
+    before = state.get("records", records)
+    if before != records:
+        raise ValueError(
+            f"the pictures have changed: there were {before} when the run was saved, and there are {records} now. "
+            "Bring them back, or use another --workdir."
+        )
 
 
 def decoding_threads(threads: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from spatial_clip_jax.data.faults import Corrupt
 from spatial_clip_jax.data.loader import Loaded, Loader, collated
 from spatial_clip_jax.data.source import Record
-from spatial_clip_jax.data.stream import check_batch, decoding_threads
+from spatial_clip_jax.data.stream import check_batch, check_records, decoding_threads
 from spatial_clip_jax.data.tfrecord import TfRecordSource
 
 
@@ -86,11 +86,15 @@ class TfRecordStream:
                 raise OSError(f"epoch {epoch} ended early: files hold fewer records than dataset_info.json says")
 
     def get_state(self) -> dict[str, int]:
-        """Returns the position after the last batch: pictures handed out, by all hosts together."""
-        return {"position": self._position}
+        """Returns the position after the last batch, pictures handed out by all hosts together, and of how many."""
+        return {"position": self._position, "records": len(self._source)}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Moves to a position from `get_state`, which may come from another process or number of hosts."""
+        """Moves to a position from `get_state`, which may come from another process or number of hosts.
+
+        ValueError if it is a position among another number of records.
+        """
+        check_records(state, len(self._source))
         self.close()
         self._position = state["position"]
 

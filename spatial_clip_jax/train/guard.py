@@ -70,6 +70,17 @@ class Guard:
         if self._fault:
             raise FloatingPointError(self._fault)
 
+    def finish(self, step: int) -> None:
+        """FloatingPointError if the last steps of the run, `step` and the one before, were both skipped."""
+        self.settle()
+        self.check()
+        if self._skipped[-2:] == [step - 1, step]:
+            raise FloatingPointError(
+                f"The run diverged: its last steps, {step - 1} and {step}, were skipped, since their updates are not "
+                "finite. Lower optimizer.learning_rate, lengthen warmup_steps or set clip_norm, and start in a new "
+                "workdir."
+            )
+
     def skipped(self) -> list[int]:
         """The skipped steps that still count, for a checkpoint."""
         return list(self._skipped)

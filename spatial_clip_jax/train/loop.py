@@ -147,6 +147,7 @@ def _loop(run: _Run, state: TrainState, beside: _Beside, evaluate: Evaluate | No
                 if beside.best:
                     beside.best.add(step, row)
             if step == settings.steps:
+                guard.finish(step)
                 with watchdog.busy("saving a checkpoint"):
                     checkpoints.wait()
                 return state

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 AXES = ("data", "fsdp", "model")
 MIB = 2**20
 LONG_TABLE = 12
+SPECS = "'replicate', 'fsdp', 'fsdp(MIB)', a list"
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -91,6 +92,7 @@ def match_rules(trees: Mapping[str, Any], rules: Sequence[Any], mesh: Mesh) -> d
     Raises:
       ValueError: naming the rules that match nothing, a leaf without a rule, or an axis that does not divide.
     """
+    _check_rules(rules)
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(list(trees.values()))]
     names = [name.split("/", 1)[1] for name in names]
     unused = [pattern for pattern, _ in rules if not any(re.search(pattern, name) for name in names)]
@@ -107,17 +109,36 @@ def match_rules(trees: Mapping[str, Any], rules: Sequence[Any], mesh: Mesh) -> d
     return {key: jax.tree_util.tree_map_with_path(place, tree) for key, tree in trees.items()}
 
 
+def _check_rules(rules: Sequence[Any]) -> None:
+    for rule in rules:
+        if isinstance(rule, str) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise ValueError(
+                f"config.sharding must hold (pattern, spec) pairs, got {rule!r}; named rules are given by the config's "
+                "argument, such as recover.py:sharding=fsdp"
+            )
+        pattern, spec = rule
+        if not isinstance(spec, str | list | tuple):
+            raise ValueError(f"config.sharding: {pattern!r} has {spec!r}; valid: {SPECS}.")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"config.sharding: {pattern!r} is no regular expression: {error}") from error
+
+
 def _read_spec(spec: Any, name: str, leaf: Any, mesh: Mesh) -> PartitionSpec:
     if spec == "replicate":
         return PartitionSpec()
     if isinstance(spec, str):
-        tactic = re.fullmatch(r"fsdp(?:\(([\d.]+)\))?", spec)
+        tactic = re.fullmatch(r"fsdp(?:\((\d+\.?\d*)\))?", spec)
         if tactic is None:
-            raise ValueError(f"config.sharding: {name} has {spec!r}; valid: 'replicate', 'fsdp', 'fsdp(MIB)', a list.")
+            raise ValueError(f"config.sharding: {name} has {spec!r}; valid: {SPECS}.")
         return _fsdp(name, leaf, mesh, float(tactic[1] or 4))
     entries = [tuple(entry) if isinstance(entry, (list, tuple)) else entry for entry in spec]
     if len(entries) > len(leaf.shape):
         raise ValueError(f"config.sharding: {name} has shape {leaf.shape}, fewer axes than its spec {list(spec)}.")
+    axes = [axis for entry in entries for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis]
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"config.sharding: {name} has {list(spec)}, which names an axis twice.")
     for size, entry in zip(leaf.shape, entries, strict=False):
         _check_entry(entry, size, name, leaf, mesh)
     return PartitionSpec(*entries)

@@ -74,7 +74,7 @@ def test_resuming_is_exact_also_for_other_hosts(parts: tuple[dict, ...]) -> None
     whole = stream(parts)
     list(islice(whole, 7))
     state = whole.get_state()
-    assert state == {"position": 84}
+    assert state["position"] == 84
     expected = list(islice(whole, 3))
     again = stream(parts)
     again.set_state(state)
@@ -109,8 +109,8 @@ def test_corrupt_records_of_a_part_are_named_with_it(parts: tuple[dict, ...], tm
     ("config", "says"),
     [
         ({}, "data.mixture is empty: give its parts"),
-        ({"mixture": (dict(kind="folder", path="p", weight=0),)}, "has a weight above 0, got 0"),
-        ({"mixture": (dict(kind="folder", path="p"),)}, "has a weight above 0, got None"),
+        ({"mixture": (dict(kind="folder", path="p", weight=0),)}, "has a weight above 0, from 1e-6 to 1e6, got 0"),
+        ({"mixture": (dict(kind="folder", path="p"),)}, "has a weight above 0, .*got None"),
         ({"mixture": (dict(kind="mixture", path="p", weight=1.0),)}, "of kind 'folder' or 'tfds'; got"),
         ({"mixture": (dict(kind="folder", path="p", weigth=1.0),)}, "'weight'.*weigth"),
         ({"mixture": (dict(kind="folder", path="", weight=1.0),)}, "data.path is empty"),

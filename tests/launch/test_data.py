@@ -178,7 +178,7 @@ def test_a_full_disk_ends_the_build_in_one_line_and_it_goes_on(
 
 
 def test_what_cannot_be_built_is_refused() -> None:
-    with pytest.raises(ValueError, match="--name must be letters, digits and _, got 'my data'"):
+    with pytest.raises(ValueError, match="--name must be letters, digits and _, and begin .* got 'my data'"):
         Asked("my data")
     with pytest.raises(ValueError, match="--workers must be at least 1, got 0"):
         Asked("mine", workers=0)

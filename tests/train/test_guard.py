@@ -144,3 +144,10 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 def test_settings_are_checked(wrong: dict, told: str) -> None:
     with pytest.raises(ValueError, match=f"config.guard: .*{told}"):
         read_settings(toy_config(guard=wrong))
+
+
+def test_a_run_that_ends_in_steps_that_are_skipped_has_diverged(tmp_path: Path) -> None:
+    steps = toy_config().steps
+    with pytest.raises(FloatingPointError, match=f"its last steps, {steps - 1} and {steps}, were skipped"):
+        train(toy_config(), toy_task(poison=(steps - 2, steps - 1)), tmp_path / "diverged")
+    train(toy_config(), toy_task(poison=(steps - 1,)), tmp_path / "unlucky")

@@ -43,7 +43,9 @@ class Asked:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
         for name in ("name", "split"):
             if not getattr(self, name).isidentifier():
-                raise ValueError(f"--{name} must be letters, digits and _, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"--{name} must be letters, digits and _, and begin with a letter, got {getattr(self, name)!r}"
+                )
 
 
 def build(pieces: Sequence[Piece], folder: Path, asked: Asked) -> dict[str, Any]:

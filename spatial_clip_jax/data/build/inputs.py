@@ -71,8 +71,24 @@ def _members(path: Path) -> Iterable[FilePiece]:
             for member in archive:
                 if member.isfile() and member.name.lower().endswith(EXTENSIONS):
                     yield FilePiece(f"{path.name}/{member.name}", str(path), member.offset_data, member.size)
+            end = archive.offset
+        _check_end(path, end)
     except tarfile.TarError as error:
         raise ValueError(f"{path} cannot be read as a tar archive: {error}. Repair it, or take it away.") from error
+
+
+def _check_end(path: Path, end: int) -> None:
+    """ValueError unless padding alone follows the members: tarfile takes what it cannot read for the end."""
+    with path.open("rb") as file:
+        file.seek(end)
+        first = file.read(tarfile.BLOCKSIZE)
+        if first.strip(b"\0") or any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b"")):
+            raise ValueError(
+                f"{path} cannot be read behind byte {end}: it is damaged there, or several archives in one file. Repair "
+                "it, or take it away."
+            )
+        if not first:
+            raise ValueError(f"{path} has no end: it was cut short. Get it anew, or take it away.")
 
 
 def _row_groups(path: Path, column: str) -> Iterable[RowsPiece]:
@@ -108,4 +124,6 @@ def _downloaded(urls: Path, copies: Path | None) -> Iterator[FilePiece]:
         parts = urlsplit(url)
         path = unquote(parts.path).lstrip("/")
         whole = copies / parts.netloc / path
+        if ".." in Path(parts.netloc, path).parts:
+            raise ValueError(f"{urls} lists {url!r}, which leads out of {copies}: take it away.")
         yield FilePiece(url, str(whole if whole.is_file() else copies / Path(path).name))

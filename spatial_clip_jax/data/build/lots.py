@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spatial_clip_jax.data.source import stamp
+from spatial_clip_jax.data.source import read_picture, stamp
 
 
 class Taken(NamedTuple):
@@ -32,9 +32,7 @@ class FilePiece:
     def pictures(self) -> Iterator[Taken]:
         """The picture."""
         try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                yield Taken(self.name, file.read(self.size))
+            yield Taken(self.name, read_picture(self.path, self.offset, self.size))
         except OSError as error:
             yield Taken(self.name, None, str(error))
 

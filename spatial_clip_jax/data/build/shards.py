@@ -21,13 +21,13 @@ HASHES, SHARD, FACTS = "{:06}.hashes", "{:06}.shard", "{:06}.json"
 
 
 def hash_lot(folder: Path, number: int, lot: Lot) -> None:
-    """Writes the hashes of the lot's pictures; one that cannot be read is like no other."""
+    """Writes the hashes of the lot's pictures; one that is empty or cannot be read is like no other."""
     content = b"".join(_hash(taken) for taken in lot.pictures())
     _write_whole(folder / HASHES.format(number), content)
 
 
 def _hash(taken: Taken) -> bytes:
-    data = taken.data if taken.data is not None else b"cannot be read\0" + taken.name.encode(errors="surrogateescape")
+    data = taken.data or b"nothing there\0" + taken.name.encode(errors="surrogateescape")
     return hashlib.blake2b(data, digest_size=HASH).digest()
 
 
@@ -97,9 +97,17 @@ def _write_records(path: Path, records: Iterator[tuple[str, bytes]], facts: dict
     reader.close()
     if found != facts["records"]:
         raise OSError(f"{path} holds {found} records, {facts['records']} were written: is the disk sound?")
+    _sync(path)
 
 
 def _write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(content)
+    _sync(partial)
     os.replace(partial, path)
+
+
+def _sync(path: Path) -> None:
+    """Brings a file to the disk before it gets its name, so that a power cut leaves no empty one."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -124,3 +124,38 @@ def test_what_is_no_source_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").touch()
     with pytest.raises(ValueError, match=r"several kinds \(1 picture, 1 packed\)"):
         find_pieces(tmp_path, "image", None)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda raw: raw[:1024] + b"\xee" * 512 + raw[1536:], "cannot be read behind byte 1024"),
+        (lambda raw: raw + raw, "several archives in one file"),
+        (lambda raw: raw[:3072], "has no end: it was cut short"),
+    ],
+    ids=["garbled", "two in one", "cut"],
+)
+def test_members_that_tarfile_would_pass_over_are_an_error(tmp_path: Path, damage, message: str) -> None:
+    """Three members of a header and a block each, and the end of the archive."""
+    path = tmp_path / "three.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("a.jpg", "b.jpg", "c.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = 512
+            archive.addfile(member, io.BytesIO(b"x" * 512))
+    assert len(find_pieces(path, "image", None)) == 3
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        find_pieces(path, "image", None)
+    (tmp_path / "urls.txt").write_text("http://../etc/passwd.jpg\n")
+    with pytest.raises(ValueError, match="leads out of"):
+        find_pieces(tmp_path / "urls.txt", "image", tmp_path)
+
+
+def test_what_is_no_file_or_far_too_large_cannot_be_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(2**31)
+    pieces = find_pieces(tmp_path, "image", None)
+    faults = [taken.fault for piece in pieces for taken in piece.pictures()]
+    assert "no regular file" in faults[0] and "more than 1073741824" in faults[1]
