@@ -84,8 +84,8 @@ def _check_end(path: Path, end: int) -> None:
         first = file.read(tarfile.BLOCKSIZE)
         if first.strip(b"\0") or any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b"")):
             raise ValueError(
-                """ValueError unless the members are followed by padding alone: tarfile takes what it cannot read for the end."""
-                "it, or take it away."
+                f"{path} cannot be read behind byte {end}: it is damaged there, or several archives are in one file. "
+                "Repair it, or take it away."
             )
         if not first:
             raise ValueError(f"{path} has no end: it was cut short. Get it anew, or take it away.")

@@ -130,7 +130,7 @@ def test_what_is_no_source_is_named(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda raw: raw[:1024] + b"\xee" * 512 + raw[1536:], "cannot be read behind byte 1024"),
-        (lambda raw: raw + raw, "several archives in one file"),
+        (lambda raw: raw + raw, "several archives are in one file"),
         (lambda raw: raw[:3072], "has no end: it was cut short"),
     ],
     ids=["garbled", "two in one", "cut"],
