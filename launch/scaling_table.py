@@ -96,11 +96,11 @@ def _contents(row: Row, config: ConfigDict, kept: dict[str, Any]) -> Iterator[di
             yield found
         yield found | {"done": True}
     except jax.errors.JaxRuntimeError as error:
-        # Too large for the chip; or, of v6e, a program that libtpu compiles and jaxlib cannot read.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
         reason = str(error).strip().splitlines()[0]
         logger.warning("%s on %s: %s", row.model, row.topology, reason)
-        fault = "does_not_fit" if "RESOURCE_EXHAUSTED" in reason else "cannot_be_read"
-        yield found | {"done": True, fault: reason}
+        yield found | {"done": True, "does_not_fit": reason}
 
 
 def _of_the_step(config: ConfigDict) -> dict[str, Any]:
@@ -132,9 +132,8 @@ def as_markdown(found: list[dict[str, Any]]) -> str:
     for content in found:
         start = [content["model"]]
         lines += [[*start, *_cells(stage, content)] for stage in content["stages"]]
-        for fault in ("does_not_fit", "cannot_be_read"):
-            if fault in content:
-                lines.append([*start, fault.replace("_", " "), content["slice"], str(content["per_chip"])])
+        if "does_not_fit" in content:
+            lines.append([*start, "does not fit", content["slice"], str(content["per_chip"])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -147,6 +146,9 @@ def _cells(stage: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
     yield f"{stage['memory'] / GIB:.1f}"
     yield f"{stage['margin']:.0%}"
     yield f"{stage['flops'] / 1e12:.3g}"
+    if stage.get("unread"):
+        yield from ["-"] * 7
+        return
     yield f"{stage['traffic'] / GIB:.3g}"
     yield f"{stage['intensity']:.0f}"
     yield f"{gradient / MIB:.1f}"

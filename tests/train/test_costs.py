@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jaxtyping import Array, Float
 
 from spatial_clip_jax.train.chips import CHIPS
@@ -45,3 +46,18 @@ def test_a_steps_time_at_the_published_peaks():
     assert costs.sent(gradient=True) == costs.sent() == 150e6
     assert costs.sent(chips=1024, whole=4) == 2 * 1023 / 1024 * 100e6
     assert costs.sent(chips=1024, whole=16) == 150e6  # groups of four stay groups of four
+
+
+def test_a_program_that_cannot_be_read_still_has_its_memory_and_arithmetic(monkeypatch: pytest.MonkeyPatch):
+    """As some of libtpu's, which jaxlib 0.10.2 refuses to turn into text."""
+    traced = jax.jit(lambda x: x @ x).trace(jax.ShapeDtypeStruct((64, 64), jnp.float32))
+    whole = costs_of(traced, 1)
+
+    def refuse(compiled: jax.stages.Compiled) -> str:
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", refuse)
+    found = costs_of(traced, 1)
+    assert (found.memory, found.flops) == (whole.memory, whole.flops) and found.flops == 2 * 64**3
+    assert found.collectives == [] and "what is sent is not known: INTERNAL: RET_CHECK failure" in found.text()
+    assert not whole.unread and "no collectives" in whole.text()
