@@ -40,9 +40,9 @@ def initialize(distributed: str | Mapping[str, Any]) -> None:
         jax.distributed.initialize(**distributed)
     else:
         raise ValueError(f"config.distributed is {distributed!r}; it must be 'off', 'auto' or a dict.")
+    logger.info("process %d of %d, %d devices", jax.process_index(), jax.process_count(), jax.device_count())
     if not is_main():
         _speak_as_host(jax.process_index())
-    logger.info("process %d of %d, %d devices", jax.process_index(), jax.process_count(), jax.device_count())
 
 
 def _speak_as_host(number: int) -> None:

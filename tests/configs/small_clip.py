@@ -56,9 +56,10 @@ def fitted(config: ConfigDict, layers: int) -> ConfigDict:
     """The recipe for a shallower tower, where it trains all blocks of its own, with nouns given."""
     if "region_text" in config.objectives:
         config.objectives.region_text.nouns = NOUNS
-    if config.adapter.blocks > layers:
-        config.adapter.blocks = layers
+    if config.adapter.blocks > layers and "registers" in config.objectives:
         config.objectives.registers.attention_layers = (0, 1)
+    for stage in filter(None, (config, config.refiner)):
+        stage.adapter.blocks = min(stage.adapter.blocks, layers)
     if config.compute.scan_layers:
         config.compute.scan_layers = max(0, layers - config.adapter.blocks)
     return config

@@ -1,7 +1,6 @@
 """launch/gpu.sh, with real processes on this machine's CPU."""
 
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -22,6 +21,8 @@ from tests.launch.checkout import (
 )
 from tests.launch.toy_config import STEPS
 
+# Tests in the background have Ctrl-C ignored, and all that they start would inherit it.
+DEFAULT_SIGNALS = ("env", "--default-signal=INT")
 # Instead of training: notes every Ctrl-C within a second of the first.
 COUNTS = """
 import os, signal, sys, time
@@ -40,7 +41,7 @@ sys.exit(130)
 
 
 def start(folder: Path, *arguments: str, **changes: str) -> subprocess.Popen:
-    command = [str(folder / "launch" / "gpu.sh"), *arguments]
+    command = [*DEFAULT_SIGNALS, str(folder / "launch" / "gpu.sh"), *arguments]
     return subprocess.Popen(command, env=environment(**changes), stderr=subprocess.PIPE, text=True)
 
 
@@ -82,16 +83,19 @@ def test_a_signal_reaches_the_job_which_saves_and_ends(tmp_path: Path, number: s
 def test_ctrl_c_in_a_terminal_reaches_the_job_once(tmp_path: Path):
     """A second one ends the main job at once, unsaved: the terminal's and the script's must not both arrive."""
     folder, log = checkout(tmp_path / "checkout", COUNTS), tmp_path / "log"
-    pid, terminal = pty.fork()
-    if pid == 0:
-        command = [str(folder / "launch" / "gpu.sh"), "--config=x", "--workdir=y"]
-        os.execve(command[0], command, environment(LOG=str(log)))
+    ours, theirs = os.openpty()
+    # A session of its own with that terminal; and Ctrl-C as a terminal has it, though these tests may run without.
+    script = str(folder / "launch" / "gpu.sh")
+    command = [*DEFAULT_SIGNALS, "setsid", "--ctty", "--wait", script, "--config=x", "--workdir=y"]
+    job = subprocess.Popen(command, env=environment(LOG=str(log)), stdin=theirs, stdout=theirs, stderr=theirs)
     try:
-        wait_for(lambda: log.exists(), seconds=30)
-        os.write(terminal, b"\x03")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+        wait_for(lambda: log.exists() and "begun" in log.read_text(), seconds=60)
+        os.write(ours, b"\x03")
+        assert job.wait(timeout=60) == 130
     finally:
-        os.close(terminal)
+        job.kill()
+        os.close(ours)
+        os.close(theirs)
     assert log.read_text() == "begun\nCtrl-C\n"
 
 

@@ -113,7 +113,7 @@ def test_parameters_lie_as_the_rules_say(found):
 
 
 def test_the_steps_and_the_average_matter(found):
-    """Negative control: what the comparison must be able to see is a hundred times what it allows."""
-    assert farthest(found["one"], found["start"]) > 1e-2
-    assert farthest(found["one"], found["alone"]) > 1e-2
+    """Negative control: what the comparison must be able to see is forty times what it allows, and more."""
+    assert farthest(found["one"], found["start"]) > 4e-3
+    assert farthest(found["one"], found["alone"]) > 4e-3
     assert np.abs(found["one"]["losses"] - found["alone"]["losses"]).max() > 1e-3
