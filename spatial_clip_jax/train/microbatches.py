@@ -5,6 +5,7 @@ alone is split, not the loss (as GradCache, Gao et al. 2021, arXiv 2101.06983, d
 `jax.grad` the loop over parts sums their gradients.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -23,9 +24,7 @@ def in_parts(call: Callable[..., Array], parts: int, *batches: Shaped[Array, " b
     if parts == 1:
         return call(*batches)
     count, mesh = len(batches[0]), jax.sharding.get_abstract_mesh()
-    devices = 1
-    for axis in SHARDED:
-        devices *= mesh.shape.get(axis, 1)
+    devices = math.prod(mesh.shape.get(axis, 1) for axis in SHARDED)
     if count % (parts * devices):
         raise ValueError(
             f"{count} pictures cannot be shared equally by compute.microbatches={parts} x {devices} devices "
