@@ -146,9 +146,6 @@ def _cells(stage: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
     yield f"{stage['memory'] / GIB:.1f}"
     yield f"{stage['margin']:.0%}"
     yield f"{stage['flops'] / 1e12:.3g}"
-    if stage.get("unread"):
-        yield from ["-"] * 7
-        return
     yield f"{stage['traffic'] / GIB:.3g}"
     yield f"{stage['intensity']:.0f}"
     yield f"{gradient / MIB:.1f}"

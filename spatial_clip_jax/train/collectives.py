@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spatial_clip_jax.train.hlo import Instruction, Program
+from spatial_clip_jax.train.hlo import Computation, Instruction, Program
 
 REDUCING = ("all-reduce", "reduce-scatter")
 KINDS = (*REDUCING, "all-gather", "all-to-all", "collective-permute")
+# These hand on what they are given.
+_PASSING = ("get-tuple-element", "copy", "copy-start", "copy-done", "bitcast", "convert")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -59,19 +61,37 @@ def collectives_of(program: Program, devices: int) -> list[Collective]:
 def _found(program: Program, devices: int) -> Iterator[tuple[tuple[str, int, bool], int, int]]:
     every = (one for computation in program.computations.values() for one in computation.values())
     callers = {called: one.rest for one in every for called in one.called("calls")}
-    for one, _, times in program.running(fused=True):
+    for one, around, times in program.running(fused=True):
         kind = one.kind.removesuffix("-start")
-        if kind not in KINDS:
+        if kind not in KINDS or (group := _group(one.rest, devices)) < 2:
             continue
-        group, size = _group(one.rest, devices), _size(one, kind)
-        if kind == "reduce-scatter":
-            size *= group
-        # A TPU's reduce-scatter is an all-reduce fused with a slice.
-        kind = "reduce-scatter" if one.around.startswith("all-reduce-scatter") else kind
-        # JAX names what it transposed after that.
-        backward = "transpose(" in one.rest or "transpose(" in callers.get(one.around, "")
-        if group > 1:
-            yield (kind, group, backward and kind in REDUCING), size, times
+        for backward, size in _sizes(one, kind, around, one.rest + callers.get(one.around, "")).items():
+            # A TPU's reduce-scatter is an all-reduce fused with a slice.
+            fused = "reduce-scatter" if one.around.startswith("all-reduce-scatter") else kind
+            yield (fused, group, backward), size * (group if kind == "reduce-scatter" else 1), times
+
+
+def _sizes(one: Instruction, kind: str, around: Computation, named: str) -> dict[bool, int]:
+    """Bytes by whether they are of the gradient: what is reduced together, as compilers like to, may be both."""
+    arrays = one.arrays()
+    if kind != "all-reduce" or len(arrays) != len(one.operands):
+        return {kind in REDUCING and _backward(named): _size(one, kind)}
+    sizes = Counter[bool]()
+    for operand, size in zip(one.operands, arrays, strict=True):
+        sizes[_backward(_source(operand, around) or named)] += size
+    return sizes
+
+
+def _backward(rest: str) -> bool:
+    """Whether JAX's name says so: it names what it transposed after that."""
+    return "transpose(" in rest
+
+
+def _source(name: str, around: Computation) -> str:
+    """The rest of the instruction that an operand comes from and that has JAX's name; "" if there is none."""
+    while (one := around.get(name)) and "op_name=" not in one.rest and one.kind in _PASSING:
+        name = one.operands[0]
+    return one.rest if one and "op_name=" in one.rest else ""
 
 
 def _size(one: Instruction, kind: str) -> int:

@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -25,8 +27,6 @@ class Costs:
       traffic: bytes between the device and its memory (hlo.py).
       compiler_traffic: the same as the compiler counts them: with what stays on a TPU's chip, a loop's body once.
       collectives: what is sent to other devices.
-      unread: why the compiled program could not be read, if so; then `traffic` is the compiler's, and there are no
-        `collectives`. jaxlib 0.10.2 cannot read some of libtpu's for v5p and v6e.
       unknown_loops: the number of loops of unknown length; in `traffic` and `collectives` they are counted once.
     """
 
@@ -39,7 +39,6 @@ class Costs:
     compiler_traffic: float
     collectives: list[Collective]
     unknown_loops: int = 0
-    unread: str = ""
 
     @property
     def memory(self) -> int:
@@ -75,8 +74,7 @@ class Costs:
                 f"  {self.flops / 1e12:.4g} TFLOP (the compiler, loops once: {self.compiler_flops / 1e12:.4g}), "
                 f"{self.traffic / GIB:.3g} GiB of memory traffic, {self.intensity:.3g} FLOP a byte",
                 *map(_line, self.collectives),
-                *([f"  what is sent is not known: {self.unread}"] if self.unread else []),
-                *([] if self.collectives or self.unread else ["  no collectives"]),
+                *([] if self.collectives else ["  no collectives"]),
                 *([f"  {self.unknown_loops} loops of unknown length are counted once"] if self.unknown_loops else []),
             ]
         )
@@ -87,32 +85,32 @@ def costs_of(traced: jax.stages.Traced, devices: int) -> Costs:
 
     ValueError from a compiler that does not say; JaxRuntimeError for what does not fit a chip's memory.
     """
-    compiled = traced.lower().compile()
+    compiled, program = _compiled(traced)
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
     if memory is None or analysis is None:
         raise ValueError(f"the compiler of {jax.default_backend()} does not say what its programs cost")
-    accessed = analysis.get("bytes accessed", math.nan)
-    program, unread = _read(compiled)
     return Costs(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         flops=of_jaxpr(traced.jaxpr) / devices,
         compiler_flops=analysis.get("flops", math.nan),
-        traffic=program.traffic(looped=True) if program else int(accessed),
-        compiler_traffic=accessed,
-        collectives=collectives_of(program, devices) if program else [],
-        unknown_loops=program.unknown if program else 0,
-        unread=unread,
+        traffic=program.traffic(looped=True),
+        compiler_traffic=analysis.get("bytes accessed", math.nan),
+        collectives=collectives_of(program, devices),
+        unknown_loops=program.unknown,
     )
 
 
-def _read(compiled: jax.stages.Compiled) -> tuple[Program | None, str]:
-    """The program, or why it cannot be read."""
-    try:
-        return read_program(compiled.as_text() or ""), ""
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        return None, str(error).strip().splitlines()[0]
+def _compiled(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, Program]:
+    """Compiles, and reads what the compiler writes down: jaxlib 0.10.2 cannot turn all of libtpu's programs for v5p and
+    v6e into text (their scatters on SparseCores). What comes from JAX's cache of programs is not written down.
+    """
+    with TemporaryDirectory() as folder:
+        compiled = traced.lower().compile(compiler_options={"xla_dump_to": folder})
+        written = next(Path(folder).glob("*after_optimizations.txt"), None)
+        text = written.read_text() if written else compiled.as_text()
+    return compiled, read_program(text or "")
 
 
 def _line(one: Collective) -> str:

@@ -110,6 +110,26 @@ ENTRY %main (p: f32[16]) -> f32[4] {
     assert collectives_of(read_program(text), 4) == [Collective("reduce-scatter", 4, True, 1, 64)]
 
 
+MIXED = """
+ENTRY %main (p: f32[8]) -> f32[3] {
+  %q = (f32[2,8]{1,0}, f32[]) fusion(%p), calls=%fused, metadata={op_name="jit(step)/transpose(jvp())/dot_general"}
+  %w = f32[2,8]{1,0} get-tuple-element(%q), index=0
+  %begun = (f32[2,8]{1,0:S(1)}, f32[2,8]{1,0}, u32[]) copy-start(%w)
+  %weights = f32[2,8]{1,0:S(1)} copy-done(%begun)
+  %loss = f32[] fusion(%p), calls=%sum, metadata={op_name="jit(step)/jvp()/reduce_sum"}
+  ROOT %all = (f32[], f32[2,8]{1,0}, f32[3]{0}) all-reduce(%loss, %weights, %p), NAMED
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["jvp()", "transpose(jvp())"])
+def test_what_is_reduced_together_is_told_apart_by_where_it_comes_from(name: str):
+    """As v5p's compiler does: all in one, with the name of the first. What has no name itself has that of the whole."""
+    named = f'replica_groups={{{{0,1,2,3}}}}, metadata={{op_name="jit(step)/{name}/reduce_sum"}}'
+    found = {one.gradient: one.size for one in collectives_of(read_program(MIXED.replace("NAMED", named)), 4)}
+    assert found == ({True: 64 + 12, False: 4} if "transpose" in name else {True: 64, False: 4 + 12})
+
+
 def test_more_devices_send_as_much_but_for_the_rings_last_part():
     gradient = Collective("all-reduce", 16, True, 1, 1600)
     assert gradient.sent() == 3000 and gradient.sent(256) == 2 * 255 / 256 * 1600 < 3200

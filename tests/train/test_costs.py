@@ -48,8 +48,8 @@ def test_a_steps_time_at_the_published_peaks():
     assert costs.sent(chips=1024, whole=16) == 150e6  # groups of four stay groups of four
 
 
-def test_a_program_that_cannot_be_read_still_has_its_memory_and_arithmetic(monkeypatch: pytest.MonkeyPatch):
-    """As some of libtpu's, which jaxlib 0.10.2 refuses to turn into text."""
+def test_a_program_is_read_that_jaxlib_cannot_turn_into_text(monkeypatch: pytest.MonkeyPatch):
+    """As some of libtpu's: what the compiler itself wrote is read."""
     traced = jax.jit(lambda x: x @ x).trace(jax.ShapeDtypeStruct((64, 64), jnp.float32))
     whole = costs_of(traced, 1)
 
@@ -57,7 +57,4 @@ def test_a_program_that_cannot_be_read_still_has_its_memory_and_arithmetic(monke
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
     monkeypatch.setattr(jax.stages.Compiled, "as_text", refuse)
-    found = costs_of(traced, 1)
-    assert (found.memory, found.flops) == (whole.memory, whole.flops) and found.flops == 2 * 64**3
-    assert found.collectives == [] and "what is sent is not known: INTERNAL: RET_CHECK failure" in found.text()
-    assert not whole.unread and "no collectives" in whole.text()
+    assert costs_of(traced, 1) == whole and whole.traffic == 2 * 64 * 64 * 4
