@@ -71,6 +71,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, every: int = 0, best: Best | None = None, trunk: str = "") -> None:
         """keep, every, best: see `retention.policy`. trunk: a hash of the frozen weights, which are not saved."""
         self._folder, self._policy, self._trunk = Path(folder).absolute(), policy(keep, every, best), trunk
+        self._best = best
         self._pending: _Save | None = None
         self._failures, self._told = 0, False
         quiet_saves()
@@ -198,6 +199,17 @@ class Checkpoints:
                 f"{faults[steps[0]]}. If the model changed, use another workdir; else remove them."
             )
         return restored
+
+    def best(self, abstract: TrainState) -> Restored | None:
+        """Restores the best readable checkpoint, see `restore`; None if none was evaluated, or no `best` was given."""
+        kept = self._steps()
+        for step in [step for step in (self._best.steps() if self._best else ()) if step in kept]:
+            try:
+                with quiet():
+                    return self._load(step, abstract)
+            except Damaged as error:
+                logger.warning("checkpoint %d, the best by its evaluation, is damaged: %s", step, error)
+        return None
 
     def _steps(self) -> list[int]:
         """The steps of all checkpoints, newest first; Orbax's own listing needs all of their metadata sound."""

@@ -41,16 +41,14 @@ class TrainResult:
 
     Attributes:
       state: the state after the last step, on its shardings.
+      params: what the run trained: the parameters' average if one is kept, else the parameters; of the step that was
+        best by `config.checkpoint.best` if that names a metric, else of the last.
       summary: `steps`, what `speed.summarised` says and the task's counters, on the first host.
     """
 
     state: TrainState
+    params: dict[str, Any]
     summary: dict[str, float | int]
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """What the run trained: the parameters' average if one is kept, else the parameters."""
-        return _trained(self.state)
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,16 @@ def _train(run: _Run, workdir: Path, evaluate: Evaluate | None) -> TrainResult:
                 best.again(recorder.evaluations())
             state = _loop(run, state, _Beside(checkpoints, recorder, profile, guard, best), evaluate)
             summary = {"steps": settings.steps, **recorder.summary(), **task.counters()}
-    return TrainResult(state, summary)
+        return TrainResult(state, _trained(_chosen(run, state, checkpoints)), summary)
+
+
+def _chosen(run: _Run, state: TrainState, checkpoints: Checkpoints) -> TrainState:
+    """The state that was best, or this last one."""
+    best = checkpoints.best(run.placement.state) if run.settings.checkpoint.best else None
+    if best is None or int(best.state.step) == int(state.step):
+        return state
+    logger.info("step %d was the best by %s: its parameters are taken", best.state.step, run.settings.checkpoint.best)
+    return best.state
 
 
 def _loop(run: _Run, state: TrainState, beside: _Beside, evaluate: Evaluate | None) -> TrainState:

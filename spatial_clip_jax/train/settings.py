@@ -58,7 +58,8 @@ class CheckpointSettings:
       keep: how many of the newest stay.
       keep_every: those of every so many steps stay for ever; 0 for none.
       best: a metric of the periodic evaluation as metrics.jsonl names it, such as "evaluate/average": the
-        `keep_best` checkpoints where it was largest stay too; "-evaluate/loss" for the smallest; "" for none.
+        `keep_best` checkpoints where it was largest stay too, and the best of all is what the run gives; with "-"
+        before it, as of "-evaluate/loss", where it was smallest; "" for none.
     """
 
     every_steps: int = 1000

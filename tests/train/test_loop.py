@@ -195,15 +195,25 @@ def test_the_callers_arrays_survive(tmp_path: Path) -> None:
     np.testing.assert_array_equal(params["fc1"]["kernel"], init(jax.random.key(0))["fc1"]["kernel"])
 
 
-def test_the_best_by_evaluation_is_kept_over_an_interruption(tmp_path: Path) -> None:
-    scores = {5: 0.1, 10: 0.8, 15: 0.3, 20: 0.2}
+def test_the_best_by_evaluation_is_kept_over_an_interruption_and_given(tmp_path: Path) -> None:
+    scores, seen = {5: 0.1, 10: 0.8, 15: 0.3, 20: 0.2}, {}
+
+    def evaluate(step: int, params: dict) -> dict[str, float]:
+        seen[step] = jax.device_get(params)
+        return {"score": scores[step]}
+
     kept = {"every_steps": 5, "keep": 1, "best": "evaluate/score"}
     config = toy_config(evaluate_every=5, checkpoint=kept)
     with pytest.raises(SystemExit):
-        stop = {12: lambda: os.kill(os.getpid(), signal.SIGTERM)}
-        train(config, toy_task(at=stop), tmp_path, lambda step, _: {"score": scores[step]})
-    train(config, toy_task(), tmp_path, lambda step, _: {"score": scores[step]})
+        train(config, toy_task(at={12: lambda: os.kill(os.getpid(), signal.SIGTERM)}), tmp_path, evaluate)
+    result = train(config, toy_task(), tmp_path, evaluate)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [10, 20]
+    assert int(result.state.step) == 20
+    jax.tree.map(np.testing.assert_array_equal, result.params, seen[10])
+    for path in (tmp_path / "checkpoints" / "10").rglob("*"):
+        path.write_bytes(b"") if path.is_file() else None
+    again = train(config, toy_task(), tmp_path, evaluate)
+    jax.tree.map(np.testing.assert_array_equal, again.params, seen[20])
 
 
 def test_the_best_needs_evaluations_of_what_is_saved(tmp_path: Path) -> None:
