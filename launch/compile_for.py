@@ -2,7 +2,7 @@
 and send, and how long would a step take?
 
     pip install -e . libtpu   # in an environment of its own: jax beside it looks for a TPU at every start
-    python -m launch.compile_for --config=configs/adapt/recover.py:model=clip_l14 --topology=v5e:4x4 --workdir=DIR
+    python -m launch.compile_for --config=configs/adapt/recover_l14.py --topology=v5e:16x16
     python -m launch.compile_for --config=configs/adapt/recover.py:model=clip_b16 --topology=v5e:2x2,v5e:4x4,v5e:16x16 \
       --per_chip=8 --workdir=DIR
     python -m launch.compile_for --config=configs/bench/fusion.py --topology=v6e:4x4 --workdir=DIR
@@ -10,8 +10,9 @@ and send, and how long would a step take?
 
 The mesh is the config's (--config.mesh.fsdp=4 and so on). The CLIP is known by its geometry alone, --geometry,
 config.model or config.geometry; no weights are read. What does not fit a chip's memory does not compile, and the
-compiler says what is too much. The workdir gets compiled.json, and scaling.html: what more chips would do with as many
-pictures each. The last command makes the table of docs/scaling.md, and goes on where it was stopped.
+compiler says what is too much. The workdir, runs/compiled by default, gets compiled.json, and scaling.html: what more
+chips would do with as many pictures each. The last command makes the table of docs/scaling.md, and goes on where it was
+stopped.
 """
 
 import json
@@ -61,4 +62,5 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
+    flags.set_default(cli.WORKDIR, "runs/compiled")
     cli.run(main)

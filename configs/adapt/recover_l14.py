@@ -2,7 +2,7 @@
 
     python -m launch.train --config=configs/adapt/recover_l14.py --workdir=runs/l14 \
       --config.data.kind=folder --config.data.path=PICTURES
-    python -m launch.compile_for --config=configs/adapt/recover_l14.py --topology=v5e:16x16 --workdir=runs/compiled
+    python -m launch.compile_for --config=configs/adapt/recover_l14.py --topology=v5e:16x16
 
 The same as configs/adapt/recover.py:model=clip_l14, and as unmeasured: it has been compiled for TPUs (docs/scaling.md),
 not trained.
