@@ -17,9 +17,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; it is made i
 CHATTY = ("absl", "jax", "orbax", "etils")
 
 
-def run(command: Callable[[ConfigDict, Path], None]) -> None:
-    """Runs `command(config, workdir)`."""
-    flags.mark_flags_as_required(["config", "workdir"])
+def run(command: Callable[[ConfigDict, Path], None], workdir: str | None = None) -> None:
+    """Runs `command(config, workdir)`; without a default the workdir must be given."""
+    flags.set_default(WORKDIR, workdir)
+    flags.mark_flags_as_required(["config"] if workdir else ["config", "workdir"])
     flags.register_validator("workdir", bool, "is empty; give a folder.")
 
     def main(arguments: list[str]) -> None:

@@ -62,5 +62,4 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.set_default(cli.WORKDIR, "runs/compiled")
-    cli.run(main)
+    cli.run(main, workdir="runs/compiled")
