@@ -20,8 +20,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from launch import bench_input, bench_step, cli  # noqa: E402
 from launch.bench_sections import SECTIONS, Rows, machine, prepare  # noqa: E402
+from spatial_clip_jax.convert.whole_file import write_whole  # noqa: E402
 from spatial_clip_jax.data.decode import MAX_PIXELS  # noqa: E402
-from spatial_clip_jax.evaluate.runner import environment, write_whole  # noqa: E402
+from spatial_clip_jax.evaluate.runner import environment  # noqa: E402
 from spatial_clip_jax.train.workdir import held_workdir  # noqa: E402
 
 logger = logging.getLogger(__name__)

@@ -19,11 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.noise import noise_jpeg
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.data.children import end_with_parent
 from spatial_clip_jax.data.sources import open_source
 from spatial_clip_jax.data.stream import PictureStream
 from spatial_clip_jax.data.streams import open_stream
-from spatial_clip_jax.evaluate.runner import environment, write_whole
+from spatial_clip_jax.evaluate.runner import environment
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.workdir import held_workdir
 

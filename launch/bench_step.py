@@ -25,9 +25,10 @@ from launch.compiled import spec_of
 from launch.noise import noise_jpeg
 from launch.shapes import PlacedStep, StageShapes, stage_shapes
 from launch.step_parts import StepParts
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.data.sources import open_source
 from spatial_clip_jax.data.stream import PictureStream
-from spatial_clip_jax.evaluate.runner import environment, write_whole
+from spatial_clip_jax.evaluate.runner import environment
 from spatial_clip_jax.evaluate.speed import medians, seconds
 from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.train.arithmetic import of_jaxpr

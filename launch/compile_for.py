@@ -27,7 +27,8 @@ from launch.adaptation import check_recipe
 from launch.compiled import Compiled, compiled_steps, devices_of, spec_of
 from launch.scaling import build_plots
 from launch.scaling_table import build_table
-from spatial_clip_jax.evaluate.runner import environment, write_whole
+from spatial_clip_jax.convert.whole_file import write_whole
+from spatial_clip_jax.evaluate.runner import environment
 from spatial_clip_jax.train.workdir import held_workdir
 
 logger = logging.getLogger(__name__)

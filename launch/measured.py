@@ -17,8 +17,9 @@ from launch.benchmark import benchmark
 from launch.train import LOOP_SECONDS, TEACHER_SECONDS, adapt, export_measured
 from launch.variations import trained_settings
 from spatial_clip_jax.api import SpatialClip, load
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.data.scenes.load import prepare
-from spatial_clip_jax.evaluate.runner import Benchmark, environment, write_whole
+from spatial_clip_jax.evaluate.runner import Benchmark, environment
 from spatial_clip_jax.evaluate.speed import Pass, inference_ratio
 from spatial_clip_jax.fusion.encoders import ADAPTER, dense_maps, fused_maps
 from spatial_clip_jax.fusion.settings import FusionSettings

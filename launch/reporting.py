@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from spatial_clip_jax.api import SpatialClip
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.data.scenes.annotations import AnnotatedPicture
 from spatial_clip_jax.evaluate.benchmark import Settings
-from spatial_clip_jax.evaluate.runner import Benchmark, write_whole
+from spatial_clip_jax.evaluate.runner import Benchmark
 from spatial_clip_jax.report.curves import read_curves
 from spatial_clip_jax.report.heatmaps import draw_boxes, draw_masks, figure_grid, overlay, png
 from spatial_clip_jax.report.html import Example, Panel, Report, build_report

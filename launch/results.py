@@ -12,9 +12,10 @@ from launch import table
 from launch.measured import PLAIN, TRAINING, Measured, ratio_column
 from launch.reporting import GLOBAL
 from launch.train import TEACHER_SECONDS
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.evaluate.claims import Claim, Claims, Found, compare
 from spatial_clip_jax.evaluate.comparison import AVERAGE, Rows, averaged, kept_gain, leaders, mean_spread
-from spatial_clip_jax.evaluate.runner import environment, write_whole
+from spatial_clip_jax.evaluate.runner import environment
 from spatial_clip_jax.evaluate.table import format_spreads, spread_cell
 from spatial_clip_jax.report.comparison import ComparisonReport, Note, build_comparison
 from spatial_clip_jax.train.sections import read_section

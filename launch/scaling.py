@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.compiled import Compiled
-from spatial_clip_jax.evaluate.runner import environment, write_whole
+from spatial_clip_jax.convert.whole_file import write_whole
+from spatial_clip_jax.evaluate.runner import environment
 from spatial_clip_jax.report.html import page, section
 from spatial_clip_jax.report.plots import line_plot
 from spatial_clip_jax.train.costs import GIB

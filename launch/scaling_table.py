@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from launch.compiled import compiled_steps, devices_of, spec_of
-from spatial_clip_jax.evaluate.runner import environment, write_whole
+from spatial_clip_jax.convert.whole_file import write_whole
+from spatial_clip_jax.evaluate.runner import environment
 from spatial_clip_jax.train.costs import GIB
 from spatial_clip_jax.train.estimate import ASSUMED
 from spatial_clip_jax.train.workdir import HARMLESS, held_workdir, resolve

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.data.scenes.annotations import AnnotatedPicture
 from spatial_clip_jax.evaluate.benchmark import (
     Settings,
@@ -138,16 +138,3 @@ def write_metrics(path: Path, benchmark: Benchmark, train: Mapping[str, Any], en
         },
     }
     write_whole(path, json.dumps(content, indent=2, allow_nan=False).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file by renaming a finished sibling, so that no reader sees half of it."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        part = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            part.chmod(0o644)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)

@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.evaluate.comparison import AVERAGE, Rows, leaders, runs_of
-from spatial_clip_jax.evaluate.runner import write_whole
 from spatial_clip_jax.evaluate.table import spread_cell
 from spatial_clip_jax.report.html import page, section, table
 from spatial_clip_jax.report.plots import Labelled, dot_plot, line_plot

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.evaluate.benchmark import METRICS
-from spatial_clip_jax.evaluate.runner import write_whole
 from spatial_clip_jax.evaluate.table import best_rows
 from spatial_clip_jax.report.curves import Points, figures
 from spatial_clip_jax.report.heatmaps import Picture, enlarge, png

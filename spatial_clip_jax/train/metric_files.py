@@ -1,5 +1,6 @@
 """What a run tells in files of its own: metrics.jsonl, and pictures."""
 
+import io
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.train.trackers import Picture
 
 logger = logging.getLogger(__name__)
@@ -39,32 +41,35 @@ class MetricFiles:
         """Writes a line, whole or not at all: whether there was room for it."""
         row = {"step": step, "time": time.time(), **values}
         self.rows.append(row)
-        size = self._path.stat().st_size
 
         def append() -> None:
-            with self._path.open("ab") as file:
-                file.write((json.dumps(row) + "\n").encode())
+            size = self._path.stat().st_size
+            try:
+                with self._path.open("ab") as file:
+                    file.write((json.dumps(row) + "\n").encode())
+            except OSError:
+                os.truncate(self._path, size)
+                raise
 
-        return self._written(append, lambda: os.truncate(self._path, size))
+        return self._written(append)
 
     def picture(self, step: int, name: str, image: Picture) -> bool:
         """Writes `step-N.png` into pictures/, whole or not at all; a step has one picture, whatever its name."""
         path = self._pictures / f"step-{step}.png"
-        partial = path.with_suffix(".partial")
+        encoded = io.BytesIO()
+        Image.fromarray(image).save(encoded, "PNG")
 
         def save() -> None:
             self._pictures.mkdir(exist_ok=True)
-            Image.fromarray(image).save(partial, "PNG")
-            os.replace(partial, path)
+            write_whole(path, encoded.getvalue())
 
-        return self._written(save, lambda: partial.unlink(missing_ok=True))
+        return self._written(save)
 
-    def _written(self, write: Callable[[], None], undo: Callable[[], None]) -> bool:
+    def _written(self, write: Callable[[], None]) -> bool:
         """Whether there was room; a full disk ends no training, and is told once until there is room again."""
         try:
             write()
         except OSError as error:
-            undo()
             if not self._full:
                 logger.error("%s and pictures are not written (%s), until there is room", self._path, error)
             self._full = True

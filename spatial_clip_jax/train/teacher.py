@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.data.sources import Source
 from spatial_clip_jax.models.digest import digest
 from spatial_clip_jax.train.task import Batches, Tree
@@ -128,7 +129,7 @@ def _claim(folder: Path, fingerprint: Mapping[str, Any], sizes: Mapping[str, int
         for name, size in sizes.items():
             _reserve(folder / name, size)
         if fault:
-            _write_whole(folder / FINGERPRINT, json.dumps(fingerprint, indent=2) + "\n")
+            write_whole(folder / FINGERPRINT, (json.dumps(fingerprint, indent=2) + "\n").encode())
     except OSError as error:
         if fault:
             _remove(folder, names)
@@ -184,9 +185,3 @@ def _no_room(path: Path, size: int) -> ValueError:
 def _remove(folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import wandb
 
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.train.trackers import Picture
 
 PROJECT = "spatial_clip_jax"  # unless WANDB_PROJECT says otherwise
@@ -53,6 +54,4 @@ class Wandb:
         self._run.finish()
 
     def _keep(self, step: int) -> None:
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps({"id": self._id, "step": step}) + "\n")
-        os.replace(partial, self._file)
+        write_whole(self._file, (json.dumps({"id": self._id, "step": step}) + "\n").encode())

@@ -4,13 +4,13 @@ import contextlib
 import fcntl
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.train.distributed import is_main
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def claim_workdir(workdir: Path, resolved: dict[str, Any]) -> None:
     """
     check_workdir(workdir, resolved)
     if is_main():
-        _write_atomically(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+        write_whole(workdir / "config.json", (json.dumps(resolved, indent=2) + "\n").encode())
 
 
 def _check_folder(workdir: Path) -> None:
@@ -109,10 +109,3 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -142,7 +142,7 @@ def test_maps_of_other_pictures_or_weights_are_made_anew(tmp_path, caplog):
     other = CachedTeacher(Stream(), lambda images: images[:, :2, :2], RECORDS + 1, SHAPE, tmp_path, MADE_OF)
     next(other)
     assert (tmp_path / "done.u8").read_bytes() == b"\1\1" + bytes(RECORDS - 1)
-    assert not (tmp_path / "fingerprint.partial").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"maps.f16", "done.u8", "cost.f8", "fingerprint.json"}
 
 
 def test_a_killed_beginning_leaves_nothing_to_trust(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.data.build.lots import Lot, Piece, lots, stamped
 from spatial_clip_jax.data.build.pictures import Rule
 from spatial_clip_jax.data.build.pool import Workers
@@ -99,9 +100,7 @@ def _claim(work: Path, made_of: dict[str, Any]) -> None:
                 "or remove the folder to start over."
             )
     work.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(made_of))
-    os.replace(partial, path)
+    write_whole(path, json.dumps(made_of).encode())
 
 
 def _work_through(

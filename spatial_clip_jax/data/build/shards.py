@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from spatial_clip_jax.convert.whole_file import write_whole
 from spatial_clip_jax.data.build.lots import Lot, Taken
 from spatial_clip_jax.data.build.pictures import RefusedError, Rule, stored
 
@@ -23,7 +24,7 @@ HASHES, SHARD, FACTS = "{:06}.hashes", "{:06}.shard", "{:06}.json"
 def hash_lot(folder: Path, number: int, lot: Lot) -> None:
     """Writes the hashes of the lot's pictures; one that is empty or cannot be read is like no other."""
     content = b"".join(_hash(taken) for taken in lot.pictures())
-    _write_whole(folder / HASHES.format(number), content)
+    write_whole(folder / HASHES.format(number), content)
 
 
 def _hash(taken: Taken) -> bytes:
@@ -45,7 +46,7 @@ def write_shard(folder: Path, number: int, lot: Lot, repeated: Bool[np.ndarray, 
     except RuntimeError as error:  # ArrayRecord's own
         raise OSError(f"cannot write {partial}: {error}") from error
     os.replace(partial, folder / SHARD.format(number))
-    _write_whole(folder / FACTS.format(number), json.dumps(facts).encode())
+    write_whole(folder / FACTS.format(number), json.dumps(facts).encode())
 
 
 def _records(lot: Lot, repeated: np.ndarray, rule: Rule, refused: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
@@ -98,13 +99,6 @@ def _write_records(path: Path, records: Iterator[tuple[str, bytes]], facts: dict
     if found != facts["records"]:
         raise OSError(f"{path} holds {found} records, {facts['records']} were written: is the disk sound?")
     _sync(path)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    _sync(partial)
-    os.replace(partial, path)
 
 
 def _sync(path: Path) -> None:
