@@ -11,11 +11,10 @@ import jax
 import ml_collections
 
 from spatial_clip_jax.train.distributed import gathered, initialize
-from spatial_clip_jax.train.workdir import flattened, resolve
+from spatial_clip_jax.train.workdir import first_lines, flattened, resolve
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 OWN = "distributed"  # the section in which hosts differ
-LISTED = 12
 
 
 def join(config: ml_collections.ConfigDict) -> None:
@@ -35,9 +34,8 @@ def check_agreement(accounts: list[dict[str, Any]]) -> None:
     names = sorted({name for account in accounts for name in account})
     faults = [fault for name in names if (fault := _fault(name, [account.get(name) for account in accounts]))]
     if faults:
-        further = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
         raise ValueError(
-            "the hosts do not run the same:\n  " + "\n  ".join([*faults[:LISTED], *further]) + "\n"
+            f"the hosts do not run the same:\n{first_lines(faults)}\n"
             "Start all of them with the same command, config and installation."
         )
 

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ HARMLESS = {"log_every", "evaluate_every", "evaluation", "track", "profile", "ch
 HARMLESS |= {"mesh", "sharding", "distributed", "compute.scan_layers", "compute.remat", "compute.microbatches"}
 HARMLESS |= {"data.processes", "guard", "watchdog"}
 
-LISTED = 12  # differences between two configs
+LISTED = 12  # differences between two runs
 
 
 @contextlib.contextmanager
@@ -92,12 +92,16 @@ def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
         if before.get(name) != now.get(name) and not {name, name.split(".")[0]} & HARMLESS
     ]
     if differing:
-        listed, further = differing[:LISTED], len(differing) - LISTED
-        listed += [f"and {further} more"] if further > 0 else []
         raise ValueError(
-            f"{workdir} holds another run. It differs in\n  " + "\n  ".join(listed) + "\n"
+            f"{workdir} holds another run. It differs in\n{first_lines(differing)}\n"
             "Use another --workdir, go on with the same config, or remove the folder to start over."
         )
+
+
+def first_lines(lines: Sequence[str]) -> str:
+    """The first few, indented, and how many more there are."""
+    further = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n".join(f"  {line}" for line in [*lines[:LISTED], *further])
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

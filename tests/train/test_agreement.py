@@ -29,6 +29,8 @@ def test_hosts_and_fields_are_named() -> None:
     assert "config.optimizer.learning_rate: 0.01 on host 0; 0.5 on host 1, 2" in str(told.value)
     assert 'version of jax: "' in str(told.value) and '"0.0.1" on host 2' in str(told.value)
     assert "seed" not in str(told.value)
+    with pytest.raises(ValueError, match="same:\n  0: 0 on host 0; 1 on host 1\n(.*\n)*  and 3 more\nStart all"):
+        check_agreement([dict.fromkeys(map(str, range(15)), host) for host in range(2)])
 
 
 def test_one_line_of_code_counts_and_its_folder_does_not(tmp_path: Path) -> None:
