@@ -5,14 +5,13 @@ alone is split, not the loss (as GradCache, Gao et al. 2021, arXiv 2101.06983, d
 `jax.grad` the loop over parts sums their gradients.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-SHARDED = ("data", "fsdp")
+from spatial_clip_jax.train.sharding import batch_parts
 
 
 def in_parts(call: Callable[..., Array], parts: int, *batches: Shaped[Array, " b *_"]) -> Shaped[Array, " b *r"]:
@@ -23,8 +22,7 @@ def in_parts(call: Callable[..., Array], parts: int, *batches: Shaped[Array, " b
     """
     if parts == 1:
         return call(*batches)
-    count, mesh = len(batches[0]), jax.sharding.get_abstract_mesh()
-    devices = math.prod(mesh.shape.get(axis, 1) for axis in SHARDED)
+    count, devices = len(batches[0]), batch_parts(jax.sharding.get_abstract_mesh())
     if count % (parts * devices):
         raise ValueError(
             f"{count} pictures cannot be shared equally by compute.microbatches={parts} x {devices} devices "

@@ -13,13 +13,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatial_clip_jax.train.state import TrainState, leaf_name
 
 logger = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "model")
+BATCH_AXES = AXES[:2]  # those that share the pictures of a batch
 MIB = 2**20
 LONG_TABLE = 12
 SPECS = "'replicate', 'fsdp', 'fsdp(MIB)', a list"
@@ -55,15 +56,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Among how many devices a batch is shared; 1 where no mesh is set."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+
+
 def split_batch(mesh: Mesh, batch_size: int) -> NamedSharding:
     """Returns the sharding of a batch, split over "data" and "fsdp" along the first axis of every leaf.
 
     ValueError if the devices cannot share the batch equally.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if batch_size % parts:
         raise ValueError(f"config.batch_size {batch_size} is not divisible by data x fsdp = {parts} devices.")
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
@@ -72,9 +78,8 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     ValueError also if two hosts would need the same pictures.
     """
     sharding = split_batch(mesh, batch_size)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
     local = {str(rows) for rows in sharding.addressable_devices_indices_map((batch_size,)).values()}
-    if len(local) * jax.process_count() != parts:
+    if len(local) * jax.process_count() != batch_parts(mesh):
         raise ValueError('config.mesh: the "model" axis must not span hosts; make it smaller than one host.')
     return sharding
 
