@@ -35,7 +35,8 @@ from spatial_clip_jax.models.checks import check_whole
 from spatial_clip_jax.spatial_clip import SpatialClip
 from spatial_clip_jax.train import sharding
 from spatial_clip_jax.train.distributed import is_main, main_first, numbers_from_main, to_host
-from spatial_clip_jax.train.heldout import HeldOut, frozen_places
+from spatial_clip_jax.train.heldout import HeldOut
+from spatial_clip_jax.train.placement import frozen_places
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.task import Evaluate, Task, Tree

@@ -8,16 +8,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from spatial_clip_jax.train.metrics import finite_mean
-from spatial_clip_jax.train.placement import shapes_of
 from spatial_clip_jax.train.settings import Settings
-from spatial_clip_jax.train.sharding import batch_sharding, match_rules, replicated
+from spatial_clip_jax.train.sharding import batch_sharding, replicated
 from spatial_clip_jax.train.task import LossFn, Tree
-
-
-def frozen_places(params: Any, frozen: Tree, settings: Settings, mesh: Mesh) -> Tree:
-    """Where the loop will place the frozen part beside these parameters: so placed, it is there only once."""
-    trees = {"params": shapes_of(params), "frozen": shapes_of(frozen)}
-    return match_rules(trees, settings.sharding, mesh)["frozen"]
 
 
 class HeldOut:
@@ -27,7 +20,7 @@ class HeldOut:
     """
 
     def __init__(self, loss_fn: LossFn, frozen: Tree, batches: Sequence[Tree], settings: Settings, mesh: Mesh) -> None:
-        """`batches` are this host's parts, kept in its memory; `frozen` lies where `frozen_places` says."""
+        """`batches` are this host's parts, kept in its memory; `frozen` lies where `placement.frozen_places` says."""
         self._frozen, self._batches = frozen, batches
         self._place: NamedSharding = batch_sharding(mesh, settings.batch_size)
 

@@ -45,14 +45,24 @@ def place(params: Any, frozen: Any, settings: Settings, mesh: Mesh) -> Placement
     ValueError for rules that do not fit (sharding.match_rules), or an unknown optimizer.
     """
     optimizer = make_optimizer(settings.optimizer, settings.steps)
-    trees = {"params": shapes_of(params), "frozen": shapes_of(frozen)}
-    places = sharding.match_rules(trees, settings.sharding, mesh)
+    trees, places = _matched(params, frozen, settings, mesh)
     state = jax.eval_shape(lambda tree: new_state(tree, optimizer), trees["params"])
     shardings = sharding.state_shardings(state, places["params"], mesh)
     sharding.log_table("trained", trees["params"], places["params"])
     sharding.log_table("frozen", trees["frozen"], places["frozen"])
     sharding.warn_of_idle_axes(places, mesh)
     return Placement(settings, optimizer, placed(state, shardings), shardings, places["frozen"])
+
+
+def frozen_places(params: Any, frozen: Any, settings: Settings, mesh: Mesh) -> Any:
+    """Where `place` will have the frozen part beside these parameters: what is put there before is there only once."""
+    return _matched(params, frozen, settings, mesh)[1]["frozen"]
+
+
+def _matched(params: Any, frozen: Any, settings: Settings, mesh: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The shapes, and where the rules have them."""
+    trees = {"params": shapes_of(params), "frozen": shapes_of(frozen)}
+    return trees, sharding.match_rules(trees, settings.sharding, mesh)
 
 
 def shapes_of(tree: Any) -> Any:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from spatial_clip_jax.train import sharding
-from spatial_clip_jax.train.heldout import HeldOut, frozen_places
+from spatial_clip_jax.train.heldout import HeldOut
+from spatial_clip_jax.train.placement import frozen_places
 from spatial_clip_jax.train.settings import read_settings
 from tests.train.toy import ToyBatches, init, loss_fn, toy_config, toy_task
 
