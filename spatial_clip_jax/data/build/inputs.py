@@ -4,9 +4,9 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from spatial_clip_jax.data.build.lots import FilePiece, Piece, RowsPiece
+from spatial_clip_jax.data.build.urls import downloaded
 from spatial_clip_jax.data.sources import EXTENSIONS
 
 ACCEPTED = "a folder of pictures, of .tar or of .parquet files, one such file, or a .txt file of URLs"
@@ -19,7 +19,7 @@ def find_pieces(source: Path, column: str, copies: Path | None) -> list[Piece]:
     Args:
       source: see ACCEPTED.
       column: of parquet files, the one with the pictures.
-      copies: of a list of URLs, the folder with what was downloaded: COPIES/HOST/PATH, or COPIES/last part of PATH.
+      copies: of a list of URLs, the folder with what was downloaded, see urls.py.
 
     Raises:
       FileNotFoundError: if there is no source, or nothing in it.
@@ -28,7 +28,7 @@ def find_pieces(source: Path, column: str, copies: Path | None) -> list[Piece]:
     if not source.exists():
         raise FileNotFoundError(f"There is no {source}. Give {ACCEPTED}.")
     if source.suffix == ".txt" and source.is_file():
-        return list(_downloaded(source, copies))
+        return list(downloaded(source, copies))
     root, paths = (source, list(_files(source))) if source.is_dir() else (source.parent, [source])
     kinds = {kind: [path for path in paths if _kind(path) == kind] for kind in ("picture", "tar", "parquet", "packed")}
     kinds = {kind: found for kind, found in kinds.items() if found}
@@ -111,19 +111,3 @@ def _row_groups(path: Path, column: str) -> Iterable[RowsPiece]:
     if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
         raise ValueError(f"{path}: column {column!r} is of type {kind}, which holds no encoded pictures (bytes).")
     return [RowsPiece(str(path), group, count, column) for group, count in enumerate(rows) if count]
-
-
-def _downloaded(urls: Path, copies: Path | None) -> Iterator[FilePiece]:
-    if copies is None or not copies.is_dir():
-        raise ValueError(f"{urls} lists URLs, and nothing is downloaded here: name the folder of copies by --copies.")
-    listed = [line.strip() for line in urls.read_text().splitlines()]
-    listed = [line for line in listed if line and not line.startswith("#")]
-    if not listed:
-        raise FileNotFoundError(f"{urls} lists no URL.")
-    for url in listed:
-        parts = urlsplit(url)
-        path = unquote(parts.path).lstrip("/")
-        whole = copies / parts.netloc / path
-        if ".." in Path(parts.netloc, path).parts:
-            raise ValueError(f"{urls} lists {url!r}, which leads out of {copies}: take it away.")
-        yield FilePiece(url, str(whole if whole.is_file() else copies / Path(path).name))

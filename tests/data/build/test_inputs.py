@@ -107,6 +107,37 @@ def test_urls_are_found_among_their_copies(tmp_path: Path) -> None:
         find_pieces(tmp_path / "urls.txt", "image", None)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"http://[a.org/1.jpg", r"got http://\[a.org/1.jpg, expected a URL such as https://HOST"),
+        (b"1.jpg", "got 1.jpg, expected a URL"),
+        (b"https://a.org/%00.jpg", "got https://a.org/%00.jpg, expected a URL"),
+        (b"\xff\xfeh", r"got \\xff\\xfeh, expected a URL"),
+        (b"http://../etc/passwd.jpg", "http://../etc/passwd.jpg leads out of .*: take it away"),
+    ],
+)
+def test_a_line_that_is_no_url_is_named(tmp_path: Path, line: bytes, says: str) -> None:
+    (tmp_path / "urls.txt").write_bytes(b"\xef\xbb\xbf# mine\nhttps://a.org/0.jpg\n" + line + b"\n")
+    with pytest.raises(ValueError, match=f"^{tmp_path}/urls.txt:3: {says}"):
+        find_pieces(tmp_path / "urls.txt", "image", tmp_path)
+
+
+def test_a_copy_is_of_one_url(tmp_path: Path) -> None:
+    """The same URL twice is the same picture; another of the same name is not."""
+    listed, copies = tmp_path / "urls.txt", tmp_path / "copies"
+    copies.mkdir()
+    listed.write_text("https://a.org/1.jpg\nhttps://a.org/1.jpg\nhttps://b.org/1.jpg\n")
+    assert pictures(find_pieces(listed, "image", copies)) == [None] * 3
+    (copies / "1.jpg").write_bytes(PICTURES["01.jpg"])
+    both = r"urls.txt:3: 'https://b.org/1.jpg' and, in line 1, 'https://a.org/1.jpg' have one copy, .*/copies/1.jpg"
+    with pytest.raises(ValueError, match=both):
+        find_pieces(listed, "image", copies)
+    (copies / "b.org").mkdir()
+    (copies / "b.org" / "1.jpg").write_bytes(PICTURES["02.jpg"])
+    assert pictures(find_pieces(listed, "image", copies)) == [*[PICTURES["01.jpg"]] * 2, PICTURES["02.jpg"]]
+
+
 def test_lots_hold_the_pieces_in_order() -> None:
     pieces = find_pieces(Path(__file__).parents[3], "image", None)[:1] * 7
     assert [len(lot) for lot in lots(pieces, 3)] == [3, 3, 1] and [len(lot) for lot in lots(pieces, 7)] == [7]
@@ -147,9 +178,6 @@ def test_members_that_tarfile_would_pass_over_are_an_error(tmp_path: Path, damag
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=message):
         find_pieces(path, "image", None)
-    (tmp_path / "urls.txt").write_text("http://../etc/passwd.jpg\n")
-    with pytest.raises(ValueError, match="leads out of"):
-        find_pieces(tmp_path / "urls.txt", "image", tmp_path)
 
 
 def test_what_is_no_file_or_far_too_large_cannot_be_read(tmp_path: Path) -> None:
