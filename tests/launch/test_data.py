@@ -177,6 +177,17 @@ def test_a_full_disk_ends_the_build_in_one_line_and_it_goes_on(
     assert files(tmp_path / "mine" / "1.0.0") == files(built[0] / "1.0.0")
 
 
+@pytest.mark.parametrize("content", [b'{"pictures": 4', b"", b"\xff\xfe", b"[]"])
+@pytest.mark.parametrize("name", [".build/made_of.json", "1.0.0/report.json"])
+def test_a_damaged_note_of_a_build_is_named(pictures: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path} is damaged: remove {path.parent} and build again.$"):
+        build(find_pieces(pictures, "image", None), tmp_path, Asked("mine"))
+    assert path.read_bytes() == content
+
+
 def test_what_cannot_be_built_is_refused() -> None:
     with pytest.raises(ValueError, match="--name must be letters, digits and _, and begin .* got 'my data'"):
         Asked("my data")

@@ -83,7 +83,7 @@ def build(pieces: Sequence[Piece], folder: Path, asked: Asked) -> dict[str, Any]
 
 def _known(version: Path, made_of: dict[str, Any]) -> dict[str, Any]:
     """The report of a build that is done."""
-    report = json.loads((version / REPORT).read_bytes()) if (version / REPORT).is_file() else {}
+    report = _read(version / REPORT) if (version / REPORT).is_file() else {}
     if report.get("made_of") != made_of:
         raise ValueError(f"{version} holds another data set: give another folder, or remove it.")
     return report
@@ -92,7 +92,7 @@ def _known(version: Path, made_of: dict[str, Any]) -> dict[str, Any]:
 def _claim(work: Path, made_of: dict[str, Any]) -> None:
     path = work / MADE_OF
     if path.is_file():
-        before = json.loads(path.read_bytes())
+        before = _read(path)
         changed = sorted(name for name in made_of if made_of[name] != before.get(name))
         if changed:
             raise ValueError(
@@ -101,6 +101,21 @@ def _claim(work: Path, made_of: dict[str, Any]) -> None:
             )
     work.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(made_of).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a build has written down."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path} is damaged: remove {path.parent} and build again.")
 
 
 def _work_through(
@@ -133,13 +148,13 @@ def _repeated(work: Path, parts: Sequence[Lot]) -> list[Bool[np.ndarray, " n"]]:
 def _hashes(path: Path, pictures: int) -> UInt8[np.ndarray, "n 16"]:
     found = np.fromfile(path, np.uint8)
     if len(found) != pictures * HASH:
-        raise ValueError(f"{path} is damaged: remove {path.parent} to start over.")
+        raise _damaged(path)
     return found.reshape(pictures, HASH)
 
 
 def _finish(work: Path, count: int, asked: Asked, made_of: dict[str, Any]) -> dict[str, Any]:
     """Gives the shards their names and describes them; may be repeated after it was ended at any place."""
-    facts = [json.loads((work / FACTS.format(i)).read_bytes()) for i in range(count)]
+    facts = [_read(work / FACTS.format(i)) for i in range(count)]
     refused: dict[str, Any] = {}
     for fact in facts:
         add_refused(refused, fact["refused"])
