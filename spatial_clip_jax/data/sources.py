@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from spatial_clip_jax.data.below import files_below
 from spatial_clip_jax.data.boxes import Annotations, CocoAnnotations, TfdsAnnotations
 from spatial_clip_jax.data.mixture import MixedSource, checked_weight
 from spatial_clip_jax.data.source import Fingerprint, Record, Source, contents, digest, read_picture, stamp
@@ -26,10 +27,7 @@ class FolderSource:
             raise FileNotFoundError(f"There is no folder {folder}. {contents(folder.parent)}")
         self._folder = folder
         self._names = sorted(
-            (Path(parent) / name).relative_to(folder).as_posix()
-            for parent, _, names in os.walk(folder, followlinks=True)
-            for name in names
-            if Path(name).suffix.lower() in EXTENSIONS
+            path.relative_to(folder).as_posix() for path in files_below(folder) if path.suffix.lower() in EXTENSIONS
         )
         if not self._names:
             kinds = "/".join(EXTENSIONS)

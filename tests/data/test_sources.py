@@ -14,6 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from spatial_clip_jax.data.build.inputs import find_pieces
 from spatial_clip_jax.data.decode import decode_image
 from spatial_clip_jax.data.sources import open_source
 from spatial_clip_jax.data.tfds_folder import BLOCK
@@ -155,6 +156,23 @@ def test_folder_is_sorted_at_any_depth(tmp_path: Path) -> None:
     source = open_source({"kind": "folder", "path": str(tmp_path)})
     assert [source[index]["name"] for index in range(len(source))] == ["a/c.jpeg", "a/z.JPG", "b.jpg"]
     assert source[2]["image"] == jpeg(5)
+
+
+def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    """A loop, two links to the folder beside it, and one that sorts before a folder of the tree."""
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "pictures"
+    for name in ("elsewhere/far.jpg", "pictures/a.jpg", "pictures/b/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(len(name)))
+    for link, target in (("b/up", folder), ("0", folder / "b"), ("z", elsewhere), ("y", elsewhere), ("x", "x")):
+        (folder / link).symlink_to(target)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "d.jpg").symlink_to(folder / "a.jpg")  # a file behind a link is one more
+    expected = ["a.jpg", "b/c.jpg", "d.jpg", "y/far.jpg"]
+    source = open_source({"kind": "folder", "path": folder})
+    assert [source[index]["name"] for index in range(len(source))] == expected
+    assert [piece.name for piece in find_pieces(folder, "image", None)] == expected
+    assert len(open_source({"kind": "folder", "path": folder / "z"})) == 4  # a link may be what is given
 
 
 def test_folder_errors_list_what_there_is(tmp_path: Path) -> None:

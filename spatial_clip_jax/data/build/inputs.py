@@ -1,10 +1,10 @@
 """What can be built from: folders of pictures, tar archives, parquet files, lists of URLs with their local copies."""
 
-import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+from spatial_clip_jax.data.below import files_below
 from spatial_clip_jax.data.build.lots import FilePiece, Piece, RowsPiece
 from spatial_clip_jax.data.build.urls import downloaded
 from spatial_clip_jax.data.sources import EXTENSIONS
@@ -29,7 +29,8 @@ def find_pieces(source: Path, column: str, copies: Path | None) -> list[Piece]:
         raise FileNotFoundError(f"There is no {source}. Give {ACCEPTED}.")
     if source.suffix == ".txt" and source.is_file():
         return list(downloaded(source, copies))
-    root, paths = (source, list(_files(source))) if source.is_dir() else (source.parent, [source])
+    root = source if source.is_dir() else source.parent
+    paths = sorted(files_below(source), key=Path.as_posix) if source.is_dir() else [source]
     kinds = {kind: [path for path in paths if _kind(path) == kind] for kind in ("picture", "tar", "parquet", "packed")}
     kinds = {kind: found for kind, found in kinds.items() if found}
     if not kinds:
@@ -47,12 +48,6 @@ def find_pieces(source: Path, column: str, copies: Path | None) -> list[Piece]:
     if not pieces:
         raise FileNotFoundError(f"No picture ({'/'.join(EXTENSIONS)}) in {source}.")
     return pieces
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All below the folder, sorted by their whole paths."""
-    found = (Path(parent) / name for parent, _, names in os.walk(folder, followlinks=True) for name in names)
-    return iter(sorted(found, key=lambda path: path.relative_to(folder).as_posix()))
 
 
 def _kind(path: Path) -> str:
