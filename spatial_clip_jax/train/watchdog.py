@@ -29,16 +29,22 @@ SLOW = 2  # times the longest step so far are no hang
 LINGER = 3  # beats in which a host that ends is still there to be read
 HEARTBEAT = 100  # JAX's own, in seconds, after which it aborts the survivors of a dead process
 FOLDER = "spatial_clip_jax/watchdog"
+SHORTEST = 1.0  # seconds, some beats of the watch: sound steps may take longer than less
 
 
 @dataclass(frozen=True)
 class WatchdogSettings:
-    """seconds: how long a host may make no progress, in a step or waiting for data; 0 for no watchdog."""
+    """seconds: how long a host may make no progress, in a step or waiting for data, at least 1; 0 for none."""
 
     seconds: float = 600.0
 
     def __post_init__(self) -> None:
         check_least_zero(self, "seconds")
+        if 0 < self.seconds < SHORTEST:
+            raise ValueError(
+                f"seconds must be 0, for no watchdog, or at least {SHORTEST:g}, got {self.seconds}: any step or wait "
+                "for data that takes longer ends the job"
+            )
 
 
 class Watchdog:

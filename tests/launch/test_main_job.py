@@ -250,6 +250,7 @@ REFUSED = {
     "--config.data.kind=folder": "data.path is empty",
     "--config.track=tensorbord": r"config.track names \['tensorbord'\]; valid: tensorboard, wandb",
     "--config.profile.steps=-1": "config.profile: ProfileSettings.steps must be a whole number from 0",
+    "--config.watchdog.seconds=.001": "config.watchdog: seconds must be 0, for no watchdog, or at least 1, got 0.001",
     "--config.evaluation.shown=65": "evaluation: EvaluationSettings.shown must be a whole number from 0 to 64, got 65",
     "--config.evaluate_every=1 --config.evaluation.data.path=/no/such": "evaluation: There is no folder /no/such",
 }
