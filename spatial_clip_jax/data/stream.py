@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from spatial_clip_jax.data.children import end_with_parent
+from spatial_clip_jax.data.children import check_processes, end_with_parent
 from spatial_clip_jax.data.faults import Corrupt
 from spatial_clip_jax.data.loader import Loader, collated
 from spatial_clip_jax.data.order import record_order
@@ -61,12 +61,11 @@ class PictureStream:
           processes: decoding processes in place of the threads, which take whole batches in turns; 0 for none.
 
         Raises:
-          ValueError: on an empty source, a batch that the hosts cannot share equally, a negative number of
-            processes, or an unknown `resize`, or if boxes are asked of a source that has none.
+          ValueError: on an empty source, a batch that the hosts cannot share equally, a negative or a huge number
+            of processes, or an unknown `resize`, or if boxes are asked of a source that has none.
         """
         check_batch(source, batch_size, process_count)
-        if processes < 0:
-            raise ValueError(f"data.processes must be 0, for threads, or a number of processes, got {processes}.")
+        check_processes("data.processes", processes, least=0)
         loader = Loader(source, size, seed, resize, boxes)
         self._corrupt = Corrupt(len(source), max_corrupt_fraction)
         self._batch_size, self._process_count, self._count = batch_size, process_count, len(source)

@@ -53,5 +53,8 @@ def test_a_killed_process_ends_the_stream_at_once_and_says_what_to_do(folder: Pa
 
 
 def test_the_number_of_processes_is_checked(folder: Path) -> None:  # noqa: F811
-    with pytest.raises(ValueError, match="data.processes must be 0, for threads, or a number of processes, got -1"):
-        stream(folder, -1)
+    most = 8 * (os.cpu_count() or 1)
+    for processes in (-1, most + 1, 100_000):
+        with pytest.raises(ValueError, match=f"data.processes must be from 0 to {most}, got {processes}: more than 8"):
+            stream(folder, processes)
+    stream(folder, most)  # none is started before a first batch

@@ -191,8 +191,11 @@ def test_a_damaged_note_of_a_build_is_named(pictures: Path, tmp_path: Path, name
 def test_what_cannot_be_built_is_refused() -> None:
     with pytest.raises(ValueError, match="--name must be letters, digits and _, and begin .* got 'my data'"):
         Asked("my data")
-    with pytest.raises(ValueError, match="--workers must be at least 1, got 0"):
-        Asked("mine", workers=0)
+    with pytest.raises(ValueError, match="--shard_pictures must be at least 1, got 0"):
+        Asked("mine", shard_pictures=0)
+    for workers in (0, 100_000):
+        with pytest.raises(ValueError, match=f"--workers must be from 1 to .*, got {workers}: more than 8 processes"):
+            Asked("mine", workers=workers)
 
 
 def test_a_folder_without_a_sound_picture_is_no_data_set(tmp_path: Path) -> None:

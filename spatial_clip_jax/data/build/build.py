@@ -22,6 +22,7 @@ from spatial_clip_jax.data.build.lots import Lot, Piece, lots, stamped
 from spatial_clip_jax.data.build.pictures import Rule
 from spatial_clip_jax.data.build.pool import Workers
 from spatial_clip_jax.data.build.shards import FACTS, HASH, HASHES, SHARD, add_refused, features, hash_lot, write_shard
+from spatial_clip_jax.data.children import check_processes
 
 VERSION, WORK, OUT = "1.0.0", ".build", "out"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -39,9 +40,9 @@ class Asked:
     rule: Rule = Rule()
 
     def __post_init__(self) -> None:
-        for name in ("shard_pictures", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.shard_pictures < 1:
+            raise ValueError(f"--shard_pictures must be at least 1, got {self.shard_pictures}")
+        check_processes("--workers", self.workers, least=1)
         for name in ("name", "split"):
             if not getattr(self, name).isidentifier():
                 raise ValueError(
