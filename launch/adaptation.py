@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from spatial_clip_jax.data.scenes.load import prepare
+from launch.pictures import source_of
 from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
-from spatial_clip_jax.data.sources import Source, open_source
+from spatial_clip_jax.data.sources import Source
 from spatial_clip_jax.data.streams import Stream, open_stream
 from spatial_clip_jax.evaluate.prompts import embed_phrases
 from spatial_clip_jax.fusion.encoders import Towers, abstract_towers, fused_maps
@@ -28,7 +28,6 @@ from spatial_clip_jax.models.params import Params
 from spatial_clip_jax.models.spec import AdapterSpec, AnyVisionSpec
 from spatial_clip_jax.spatial_clip import SpatialClip
 from spatial_clip_jax.train.adaptation import adaptation_loss
-from spatial_clip_jax.train.distributed import main_first
 from spatial_clip_jax.train.optimizer import make_optimizer
 from spatial_clip_jax.train.register_term import live_channels
 from spatial_clip_jax.train.sections import read_section
@@ -272,14 +271,6 @@ def maps_folder(config: ConfigDict, workdir: Path, shared: Path | None) -> Path:
     settings["data"].pop("processes")
     text = json.dumps([settings.get(name) for name in ("model", "data", "scale", "teacher")], sort_keys=True)
     return shared / hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def source_of(data: ConfigDict) -> Source:
-    """The pictures; the bundled world is written first if it is not there."""
-    if data.kind != "scenes":
-        return open_source(data.to_dict())
-    path = main_first("world", lambda: prepare(data.world, Path(data.dir)))
-    return open_source({"kind": "tfds", "path": str(path), "split": data.split})
 
 
 def _check_scale(scale: float, vision: AnyVisionSpec) -> None:

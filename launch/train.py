@@ -11,10 +11,11 @@ import jax
 from ml_collections import ConfigDict
 
 from launch import cli
-from launch.adaptation import adaptation_task, check_recipe, check_stages, earlier_stage, maps_folder, source_of
+from launch.adaptation import adaptation_task, check_recipe, check_stages, earlier_stage, maps_folder
 from launch.benchmark import FUSION, benchmark, check_section, row_names, write_results
 from launch.evaluation import check_evaluation, evaluation
 from launch.map_figure import Stage
+from launch.pictures import check_pictures, source_of
 from launch.shapes import stage_shapes
 from spatial_clip_jax.api import SpatialClip, load
 from spatial_clip_jax.convert.card import Training
@@ -57,6 +58,7 @@ def adapt(config: ConfigDict, workdir: Path, teachers: Path | None = None) -> tu
     """
     settings = read_settings(config)  # its faults come before any work
     compute = read_section(Compute, config.compute, "compute")
+    check_pictures(config.data)
     check_evaluation(config)
     check_workdir(workdir, resolve(config))
     join(config)

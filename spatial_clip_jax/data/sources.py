@@ -19,12 +19,17 @@ KINDS = ("folder", "tfds", "mixture")
 PART = ("kind", "path", "split", "weight")
 
 
+def check_folder(folder: Path) -> None:
+    """FileNotFoundError unless it is there."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}. {contents(folder.parent)}")
+
+
 class FolderSource:
     """All pictures below a folder, in the order of their paths; `boxes` is a file in COCO's format."""
 
     def __init__(self, folder: Path, boxes: Path | None = None) -> None:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"There is no folder {folder}. {contents(folder.parent)}")
+        check_folder(folder)
         self._folder = folder
         self._names = sorted(
             path.relative_to(folder).as_posix() for path in files_below(folder) if path.suffix.lower() in EXTENSIONS
@@ -97,6 +102,23 @@ def open_source(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source
       ValueError: on an unknown kind or split, an empty path, a TFDS dataset that is not in ArrayRecord format, boxes
         that are not understood, or a mixture without parts or with a weight that is no positive number.
     """
+    _check_names(config)
+    return _mixed(config["mixture"]) if config["kind"] == "mixture" else _opened(config)
+
+
+def check_source(config: Mapping[str, Any] | ml_collections.ConfigDict) -> None:
+    """Raises what `open_source` would of kinds, places and splits; lists no folder, and reads no picture."""
+    _check_names(config)
+    for part in config["mixture"] if config["kind"] == "mixture" else (config,):
+        if part["kind"] == "folder":
+            check_folder(_place(part))
+        else:
+            folder = _place(part)
+            opened_builder(folder, part["split"], "tfrecord" if is_tfrecord(folder) else "array_record")
+
+
+def _check_names(config: Mapping[str, Any] | ml_collections.ConfigDict) -> None:
+    """ValueError for names that are unknown, or do not go together."""
     kind, mixture, boxes, nouns = (config.get(name) for name in ("kind", "mixture", "boxes", "nouns"))
     if kind not in KINDS:
         raise ValueError(
@@ -107,10 +129,11 @@ def open_source(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source
         raise ValueError(f"data.mixture is read with data.kind='mixture' alone, and data.kind is {kind!r}.")
     if nouns and (kind != "tfds" or not boxes):
         raise ValueError(f"data.nouns={nouns!r} names the boxes of a TFDS dataset; give data.boxes, its feature, too.")
-    return _mixed(mixture or (), boxes) if kind == "mixture" else _opened(config)
+    if kind == "mixture":
+        _check_parts(mixture or (), boxes)
 
 
-def _mixed(parts: Sequence[Mapping[str, Any]], boxes: str | None) -> MixedSource:
+def _check_parts(parts: Sequence[Mapping[str, Any]], boxes: str | None) -> None:
     if not parts:
         raise ValueError("data.mixture is empty: give its parts, such as (dict(kind='folder', path=DIR, weight=1.0),).")
     if boxes:
@@ -119,7 +142,11 @@ def _mixed(parts: Sequence[Mapping[str, Any]], boxes: str | None) -> MixedSource
         unknown = sorted(set(part) - {*PART})
         if unknown or part.get("kind") not in ("folder", "tfds"):
             raise ValueError(f"A part of data.mixture has {PART}, of kind 'folder' or 'tfds'; got {dict(part)}.")
-    weights = [checked_weight(part.get("weight")) for part in parts]
+        checked_weight(part.get("weight"))
+
+
+def _mixed(parts: Sequence[Mapping[str, Any]]) -> MixedSource:
+    weights = [float(part["weight"]) for part in parts]
     opened = [(str(part.get("path")), open_source(part)) for part in parts]
     for path, source in opened:
         if isinstance(source, TfRecordSource):
@@ -128,16 +155,21 @@ def _mixed(parts: Sequence[Mapping[str, Any]], boxes: str | None) -> MixedSource
 
 
 def _opened(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Source:
-    kind, path, boxes, nouns = (config.get(name) for name in ("kind", "path", "boxes", "nouns"))
-    # Path("") would be the current folder.
-    if not path or not str(path).strip():
-        raise ValueError("data.path is empty: give a folder of pictures or a TFDS version folder.")
-    folder = Path(path).expanduser()
-    if kind == "folder":
+    folder, boxes, nouns = _place(config), config.get("boxes"), config.get("nouns")
+    if config["kind"] == "folder":
         return FolderSource(folder, Path(boxes).expanduser() if boxes else None)
-    if not config.get("split"):
-        raise ValueError("data.split is empty: give a split of the TFDS dataset, such as 'train' or 'train[:90%]'.")
     split = config["split"]
     if is_tfrecord(folder):
         return TfRecordSource(folder, split, boxes or "")
     return TfdsSource(folder, split, boxes or "", nouns or "")
+
+
+def _place(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Path:
+    """Where the pictures lie; ValueError if that, or the split of a dataset, is not said."""
+    path = config.get("path")
+    # Path("") would be the current folder.
+    if not path or not str(path).strip():
+        raise ValueError("data.path is empty: give a folder of pictures or a TFDS version folder.")
+    if config["kind"] == "tfds" and not config.get("split"):
+        raise ValueError("data.split is empty: give a split of the TFDS dataset, such as 'train' or 'train[:90%]'.")
+    return Path(path).expanduser()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from spatial_clip_jax.data.build.inputs import find_pieces
 from spatial_clip_jax.data.decode import decode_image
-from spatial_clip_jax.data.sources import open_source
+from spatial_clip_jax.data.sources import check_source, open_source
 from spatial_clip_jax.data.tfds_folder import BLOCK
 
 COUNT = 12
@@ -78,12 +78,25 @@ def test_tfds_needs_no_tensorflow(dataset: Path) -> None:
 
 
 def test_tfds_errors_list_what_there_is(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train'\]"):
-        open_source({"kind": "tfds", "path": dataset, "split": "test"})
-    with pytest.raises(FileNotFoundError, match=r"no dataset_info.json.*holds \['1.0.0'\]"):
-        open_source({"kind": "tfds", "path": dataset.parent, "split": "train"})
-    with pytest.raises(FileNotFoundError, match="does not exist either"):
-        open_source({"kind": "tfds", "path": tmp_path / "no" / "thing", "split": "train"})
+    for asked in (open_source, check_source):
+        with pytest.raises(ValueError, match=r"no split 'test'; it has \['train'\]"):
+            asked({"kind": "tfds", "path": dataset, "split": "test"})
+        with pytest.raises(FileNotFoundError, match=r"no dataset_info.json.*holds \['1.0.0'\]"):
+            asked({"kind": "tfds", "path": dataset.parent, "split": "train"})
+        with pytest.raises(FileNotFoundError, match="does not exist either"):
+            asked({"kind": "tfds", "path": tmp_path / "no" / "thing", "split": "train"})
+
+
+def test_what_is_checked_first_is_what_is_opened(dataset: Path, tmp_path: Path) -> None:
+    """Places and splits of all parts, and not the pictures: that an empty folder is empty shows when it is listed."""
+    there, gone = ({"kind": "folder", "path": str(path)} for path in (tmp_path, tmp_path / "gone"))
+    stored = {"kind": "tfds", "path": str(dataset), "split": "train[:50%]"}
+    there, gone, stored = ({**part, "weight": 1.0} for part in (there, gone, stored))
+    for config in (there, stored, {"kind": "mixture", "mixture": (there, stored)}):
+        check_source(config)
+    for config in (gone, {"kind": "mixture", "mixture": (stored, gone)}):
+        with pytest.raises(FileNotFoundError, match="There is no folder .*gone"):
+            check_source(config)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +114,9 @@ def test_tfds_errors_list_what_there_is(dataset: Path, tmp_path: Path) -> None:
     ],
 )
 def test_configs_that_name_nothing_are_refused(config: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        open_source(config)
+    for asked in (open_source, check_source):
+        with pytest.raises(ValueError, match=says):
+            asked(config)
 
 
 def test_tfds_fingerprint_follows_split_and_content_and_not_the_place(dataset: Path, tmp_path: Path) -> None:

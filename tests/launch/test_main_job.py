@@ -248,6 +248,10 @@ REFUSED = {
     "--config.optimizer.lr=1.0": "config.optimizer has no setting 'lr'; it has .*learning_rate",
     '--config.measure=True --config.benchmark.rows=("gemm",)': r"rows names \['gemm'\]; there are \['plain'",
     "--config.data.kind=folder": "data.path is empty",
+    # Before the model, which may be gigabytes away.
+    "--config.model=no/such --config.data.split=unlabelled": "the world 'mini' has no split 'unlabelled'; it has train",
+    "--config.model=no/such --config.data.kind=tfds --config.data.path=/no/such": "/no/such is no TFDS dataset",
+    "--config.data.processes=100000": "config.data.processes must be from 0 to .*, got 100000",
     "--config.track=tensorbord": r"config.track names \['tensorbord'\]; valid: tensorboard, wandb",
     "--config.profile.steps=-1": "config.profile: ProfileSettings.steps must be a whole number from 0",
     "--config.watchdog.seconds=.001": "config.watchdog: seconds must be 0, for no watchdog, or at least 1, got 0.001",

@@ -31,6 +31,14 @@ def check_world(config: str) -> None:
         raise ValueError(f"there is no world {config!r}; there are {', '.join(WORLDS)}")
 
 
+def check_split(config: str, split: str) -> None:
+    """ValueError unless the world has the split, which may be part of one: "unlabeled[:96]"."""
+    check_world(config)
+    known = WORLDS[config].builder_configs[config].sizes
+    if split.partition("[")[0] not in known:
+        raise ValueError(f"the world {config!r} has no split {split!r}; it has {', '.join(known)}")
+
+
 def world_scales(config: str) -> tuple[float, ...]:
     """The input sizes that suit the world's objects (records.WorldConfig)."""
     check_world(config)
