@@ -44,6 +44,7 @@ from spatial_clip_jax.train.terms import given_boxes
 from spatial_clip_jax.train.views import FUSION, named_fusion, teacher_params
 
 logger = logging.getLogger(__name__)
+HELD_OUT_KINDS = ("folder", "tfds")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,15 @@ class EvaluationSettings:
 def check_evaluation(config: ConfigDict) -> None:
     """ValueError or FileNotFoundError for what the config's evaluation gets wrong, before any long work."""
     settings = _settings(config)
-    if not config.evaluate_every or not settings.data.get("path"):
+    if not config.evaluate_every:
+        return
+    if settings.data and settings.data.get("kind") not in HELD_OUT_KINDS:
+        raise ValueError(
+            f"config.evaluation.data.kind is {settings.data.get('kind')!r}; valid: {' and '.join(HELD_OUT_KINDS)}, at "
+            "config.evaluation.data.path. What trains on the bundled world, config.data.kind='scenes', is scored on "
+            "its validation split where that path is empty"
+        )
+    if not settings.data.get("path"):
         return
     trained_on = config.data.mixture if config.data.kind == "mixture" else (config.data,)
     if any(_same(settings.data, part) for part in trained_on):

@@ -171,8 +171,8 @@ def _data(asked: Asked) -> dict[str, Any]:
 
 def _evaluation() -> dict[str, Any]:
     """pictures: of the bundled world's validation split, or of `data`, a set of one's own that nothing trains on, whose
-    losses are then measured (kind, path and so on as in `_data`; an empty path for none); shown: those whose maps are
-    drawn, 0 for none.
+    losses are then measured (kind, "folder" or "tfds", path and so on as in `_data`; an empty path for none); shown:
+    those whose maps are drawn, 0 for none.
     """
     return dict(pictures=64, shown=4, data=dict(kind="folder", path="", split="", boxes="", nouns=""))
 

@@ -43,6 +43,14 @@ def test_without_held_out_pictures_there_is_no_evaluation_and_it_is_said(picture
     assert not caplog.records
 
 
+@pytest.mark.parametrize("kind", ["scenes", "mixture", None])
+def test_held_out_pictures_are_a_folder_or_a_data_set(pictures, kind):
+    config = own(pictures)
+    config.evaluation.data = {"kind": kind}
+    with pytest.raises(ValueError, match=f"data.kind is {kind!r}; valid: folder and tfds, .* where that path is empty"):
+        check_evaluation(config)
+
+
 def test_what_is_trained_on_is_not_held_out(pictures):
     config = own(pictures)
     config.evaluation.data.update(kind="folder", path=str(pictures))

@@ -256,6 +256,7 @@ REFUSED = {
     "--config.profile.steps=-1": "config.profile: ProfileSettings.steps must be a whole number from 0",
     "--config.watchdog.seconds=.001": "config.watchdog: seconds must be 0, for no watchdog, or at least 1, got 0.001",
     "--config.evaluation.shown=65": "evaluation: EvaluationSettings.shown must be a whole number from 0 to 64, got 65",
+    "--config.evaluate_every=1 --config.evaluation.data.kind=scenes": "data.kind is 'scenes'; valid: folder and tfds",
     "--config.evaluate_every=1 --config.evaluation.data.path=/no/such": "evaluation: There is no folder /no/such",
 }
 # Each case is a process of its own, split off one that has done the imports: they take longer than the refusal.
