@@ -17,15 +17,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from launch.adaptation import asked_teachers, picture_size, stream_of
+from launch.adaptation import asked_teachers, earlier_stage, picture_size, stream_of
 from launch.map_figure import MapFigure, Stage
 from spatial_clip_jax.data.loader import fitted
 from spatial_clip_jax.data.scenes.annotations import AnnotatedPicture
 from spatial_clip_jax.data.scenes.load import load_annotated, prepare
 from spatial_clip_jax.data.scenes.vocabulary import pair_phrases
 from spatial_clip_jax.data.sources import Source, open_source
-from spatial_clip_jax.evaluate.benchmark import score
-from spatial_clip_jax.evaluate.comparison import averaged
+from spatial_clip_jax.evaluate.benchmark import SCORED, score
+from spatial_clip_jax.evaluate.comparison import AVERAGE, averaged
 from spatial_clip_jax.evaluate.prompts import make_text_bank
 from spatial_clip_jax.evaluate.questions import ask
 from spatial_clip_jax.evaluate.readings import Row, read
@@ -36,11 +36,12 @@ from spatial_clip_jax.spatial_clip import SpatialClip
 from spatial_clip_jax.train import sharding
 from spatial_clip_jax.train.distributed import is_main, main_first, numbers_from_main, to_host
 from spatial_clip_jax.train.heldout import HeldOut
+from spatial_clip_jax.train.metrics import EVALUATE
 from spatial_clip_jax.train.placement import frozen_places
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.settings import read_settings
 from spatial_clip_jax.train.task import Evaluate, Task, Tree
-from spatial_clip_jax.train.terms import given_boxes
+from spatial_clip_jax.train.terms import given_boxes, read_terms, reported
 from spatial_clip_jax.train.views import FUSION, named_fusion, teacher_params
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,33 @@ def check_evaluation(config: ConfigDict) -> None:
     settings = _settings(config)
     if not config.evaluate_every:
         return
+    _check_held_out(config, settings)
+    _check_best(config, settings)
+
+
+def _check_best(config: ConfigDict, settings: EvaluationSettings) -> None:
+    """ValueError unless the evaluations of all stages tell the metric that the best checkpoint is chosen by."""
+    metric = config.checkpoint.best.removeprefix("-")
+    told = [_told(stage, settings) for stage in (config, earlier_stage(config)) if stage]
+    common = [EVALUATE + name for name in told[0] if all(name in names for names in told)]
+    if metric and not common:
+        raise ValueError(
+            f"config.checkpoint.best={metric!r} is of an evaluation, and this run has none: name pictures that are "
+            "held out by config.evaluation.data.path"
+        )
+    if metric and metric not in common:
+        every = " of every stage" if len(told) > 1 else ""
+        raise ValueError(f"config.checkpoint.best names {metric!r}; the evaluation{every} gives {sorted(common)}")
+
+
+def _told(stage: ConfigDict, settings: EvaluationSettings) -> tuple[str, ...]:
+    """The names of the numbers that an evaluation of a stage gives, without the prefix."""
+    if settings.data.get("path"):
+        return reported(read_terms(stage.objectives))
+    return (*SCORED, AVERAGE) if stage.data.kind == "scenes" else ()
+
+
+def _check_held_out(config: ConfigDict, settings: EvaluationSettings) -> None:
     if settings.data and settings.data.get("kind") not in HELD_OUT_KINDS:
         raise ValueError(
             f"config.evaluation.data.kind is {settings.data.get('kind')!r}; valid: {' and '.join(HELD_OUT_KINDS)}, at "

@@ -39,6 +39,8 @@ from spatial_clip_jax.tasks.segment import segment
 
 DENSE_METRICS = ("pointing", "box_iou50", "miou", "region_top1", "part_pointing")
 METRICS = (*DENSE_METRICS, "relation_accuracy", "zero_shot_top1")
+# What `score` tells of readings, where the pictures have it.
+SCORED = (*DENSE_METRICS, "region_top1_seen", "region_top1_unseen", "relation_accuracy")
 ON_REQUEST = ("unsupervised_miou",)
 
 

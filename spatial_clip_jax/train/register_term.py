@@ -64,6 +64,12 @@ class Registers:
     correlation_from: int = 0
     correlation_ring: int = 4
 
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """The names of the parts."""
+        own = ("register_contrast", "register_separation", "register_absorption", "clean_cosine", "clean_fraction")
+        return (*own, "register_correlation") if self.correlation_weight else own
+
     def __post_init__(self) -> None:
         check_whole(self, "crops")
         check_positive(self, "temperature")

@@ -1,13 +1,14 @@
 """The terms of the loss by name: each holds its weight and settings, and is called with the step's views.
 
-A config's `objectives` section names those that a recipe uses; what is not named is not computed.
+A config's `objectives` section names those that a recipe uses; what is not named is not computed. `reports` are the
+names of the parts that a term tells beside its loss.
 """
 
 import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -68,6 +69,7 @@ class FusionDistillation:
     teacher: str = FUSION
     centred_weight: float = 0.5
     confidence: str = "none"
+    reports: ClassVar = ("cosine", "centred_cosine")
 
     def __post_init__(self) -> None:
         check_least_zero(self, "centred_weight")
@@ -88,6 +90,7 @@ class AnchorDistillation:
     teacher: str = FUSION
     anchors: int = 256
     temperature: float = 0.07
+    reports: ClassVar = ("anchor_divergence",)
 
     def __post_init__(self) -> None:
         check_whole(self, "anchors", low=2)
@@ -115,6 +118,7 @@ class RegionAlignment:
     boxes: str = "grid"
     max_boxes: int = 20
     context: float = 1.0
+    reports: ClassVar = ("region_cosine", "aligned_regions")
 
     def __post_init__(self) -> None:
         check_law(self.boxes, self.max_boxes)
@@ -142,6 +146,7 @@ class SpatialCorrelation:
     regions: str = "picture"
     max_boxes: int = 20
     roi_size: int = 7
+    reports: ClassVar = ("correlation_entropy", "correlation_divergence")
 
     def __post_init__(self) -> None:
         check_positive(self, "temperature", *(() if self.teacher_temperature is None else ("teacher_temperature",)))
@@ -177,6 +182,7 @@ class Refinement:
     stop_low: bool = False
     negatives: bool = True
     background: str = "none"
+    reports: ClassVar = ("refinement_cosine",)
 
     def __post_init__(self) -> None:
         check_whole(self, "crops")
@@ -216,6 +222,7 @@ class RegionText:
     classes: int = 100
     logit_scale: float | None = None
     logit_bias: float | None = None
+    reports: ClassVar = ("region_top1", "named_regions")
 
     def __post_init__(self) -> None:
         check_law(self.boxes, self.max_boxes)
@@ -262,6 +269,11 @@ TERMS: dict[str, type] = {
     "region_text": RegionText,
     "registers": Registers,
 }
+
+
+def reported(terms: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of what a step, or a look at held-out pictures, tells of these terms."""
+    return ("loss", *(name for term in terms.values() for name in term.reports))
 
 
 def read_terms(objectives: ConfigDict) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from spatial_clip_jax.models.spec import AdapterSpec
 from spatial_clip_jax.train.placement import shapes_of
 from spatial_clip_jax.train.sections import read_section
 from spatial_clip_jax.train.sharding import make_mesh
-from spatial_clip_jax.train.terms import read_terms
+from spatial_clip_jax.train.terms import read_terms, reported
 from spatial_clip_jax.train.views import STEP
 from spatial_clip_jax.train.workdir import resolve
 from tests.configs.small_clip import NOUNS as WORLD_NOUNS
@@ -92,6 +92,7 @@ def check_shapes(stage: StageShapes) -> None:
     gradient = jax.value_and_grad(stage.loss, has_aux=True)
     (loss, parts), grads = jax.eval_shape(gradient, stage.params, frozen, stage.batch, jax.random.key(0))
     assert loss.shape == () and loss.dtype == "float32" and {part.shape for part in parts.values()} == {()}
+    assert {"loss", *parts} == {*reported(read_terms(stage.config.objectives))}
     assert shapes(grads) == shapes(stage.params)
 
 

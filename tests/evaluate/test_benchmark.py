@@ -3,6 +3,7 @@ import pytest
 
 from spatial_clip_jax.evaluate.benchmark import (
     METRICS,
+    SCORED,
     Settings,
     evaluate_row,
     relation_by_global_embedding,
@@ -29,7 +30,7 @@ from tests.evaluate.world import (
 def test_a_perfect_row_answers_everything(questions, bank):
     settings = Settings(generic=False, box_threshold=0.6, segment_threshold=0.5)
     scores = evaluate_row(perfect_row(questions.pictures), questions, bank, settings, batch_size=2)
-    assert set(scores) == {*METRICS, "region_top1_seen", "region_top1_unseen"} - {"zero_shot_top1"}
+    assert set(scores) == {*SCORED} == {*METRICS, "region_top1_seen", "region_top1_unseen"} - {"zero_shot_top1"}
     assert scores.pop("miou") > 0.75  # tokens are coarser than pixels
     assert scores == dict.fromkeys(scores, 1.0)
 

@@ -1,6 +1,7 @@
 """What may be asked to be looked at as training goes."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -41,6 +42,25 @@ def test_without_held_out_pictures_there_is_no_evaluation_and_it_is_said(picture
     caplog.clear()
     assert evaluation(Stage(own(pictures, evaluate_every=0), model, adapter, None, task)) == (task, None)
     assert not caplog.records
+
+
+def test_a_best_that_no_evaluation_tells_is_refused(pictures, tmp_path):
+    """Of held-out pictures there are losses, of the bundled world scores, of other pictures nothing."""
+    shutil.copytree(pictures, tmp_path / "held")
+    held, none, world = own(pictures), own(pictures), own(pictures)
+    held.evaluation.data.path, world.data.kind = str(tmp_path / "held"), "scenes"
+    losses = r"the evaluation gives \['evaluate/centred_cosine', 'evaluate/cosine', 'evaluate/loss'\]"
+    for config, good, told in (
+        (held, ("-evaluate/loss", "evaluate/cosine"), losses),
+        (world, ("evaluate/average", "evaluate/miou"), "gives .*evaluate/average"),
+        (none, (), "this run has none: name pictures that are held out by config.evaluation.data.path"),
+    ):
+        for metric in good:
+            config.checkpoint.best = metric
+            check_evaluation(config)
+        config.checkpoint.best = "evaluate/accuracy"
+        with pytest.raises(ValueError, match=f"'evaluate/accuracy'.* {told}"):
+            check_evaluation(config)
 
 
 @pytest.mark.parametrize("kind", ["scenes", "mixture", None])

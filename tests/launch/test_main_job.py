@@ -251,6 +251,9 @@ REFUSED = {
     # Before the model, which may be gigabytes away.
     "--config.model=no/such --config.data.split=unlabelled": "the world 'mini' has no split 'unlabelled'; it has train",
     "--config.model=no/such --config.data.kind=tfds --config.data.path=/no/such": "/no/such is no TFDS dataset",
+    "--config.model=no/such --config.evaluate_every=1 --config.checkpoint.best=evaluate/avarage": (
+        "best names 'evaluate/avarage'; the evaluation of every stage gives .*evaluate/average.*evaluate/miou"
+    ),
     "--config.data.processes=100000": "config.data.processes must be from 0 to .*, got 100000",
     "--config.track=tensorbord": r"config.track names \['tensorbord'\]; valid: tensorboard, wandb",
     "--config.profile.steps=-1": "config.profile: ProfileSettings.steps must be a whole number from 0",
