@@ -70,7 +70,7 @@ def earlier_stage(config: ConfigDict) -> ConfigDict | None:
     unknown = sorted(set(config.refiner) - {*STAGE, REFINER})
     if unknown:
         raise ValueError(f"config.refiner has unknown fields {unknown}; the valid ones are {sorted(STAGE)}")
-    own = {"measure": False, "start": TOWER, REFINER: None, "seed": config.seed + STAGE_SEED}
+    own = {"measure": False, "start": TOWER, REFINER: {}, "seed": config.seed + STAGE_SEED}
     # Whole sections: what the later stage says of itself does not shine through.
     return ConfigDict(config.to_dict() | own | config.refiner.to_dict())
 

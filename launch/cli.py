@@ -81,7 +81,7 @@ def _unknown_setting(arguments: list[str]) -> str:
         names = argument.partition("=")[0].split(".")[1:] if argument.startswith("--config.") else []
         for name in names:
             if not isinstance(section, ConfigDict) or name not in section:
-                known = ", ".join(sorted(section)) if isinstance(section, ConfigDict) else "no parts"
+                known = ", ".join(sorted(section) or ["none"]) if isinstance(section, ConfigDict) else "no parts"
                 return f"{argument}: {where} has no setting {name!r}; it has {known}"
             section, where = section[name], f"{where}.{name}"
     return f"the settings {arguments[1:]} do not fit the config"

@@ -125,8 +125,8 @@ def _shared(asked: Asked) -> dict[str, Any]:
         # Keeps every picture's fused map on disk after its first use: right for data seen many times.
         cache_teacher=bundled,
         flip=True,  # pictures are mirrored at random, with their maps
-        # A stage before, whose adapter teaches this one under the name "refiner"; None for none.
-        refiner=None,
+        # A stage before, whose adapter teaches this one under the name "refiner"; {} for none.
+        refiner={},
         # What the adapter is at first: "tower", the frozen tower's own blocks, or "refiner", the stage before's.
         start="tower",
         optimizer=optimizer(asked, asked.steps),

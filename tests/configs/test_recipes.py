@@ -290,6 +290,22 @@ def test_windows_pooled_by_the_average_are_not_kept(model, tmp_path):
     check_stages(config, model)
 
 
+@pytest.mark.parametrize("name", ["recover", "spar"])
+def test_a_recipe_does_without_the_stage_before(name, model, monkeypatch):
+    """As docs/training.md says; of a recipe that has none it changes nothing."""
+    taught = ["teacher.readout=maskclip", "objectives.spatial_correlation.teacher=fusion"] if name == "recover" else []
+    line = ["program", *(f"--config.{option}" for option in ("refiner={}", *taught))]
+    notes = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    assert all(option in notes for option in line[1:])
+    monkeypatch.setattr(sys, "argv", line)
+    flags = FlagValues()
+    config_flags.DEFINE_config_dict("config", recipe(name), flag_values=flags)
+    flags(line)
+    check_stages(flags.config, model)
+    assert earlier_stage(flags.config) is None and len(stage_shapes(flags.config, model.spec)) == 1
+    assert name == "recover" or resolve(flags.config) == resolve(recipe(name))
+
+
 def test_a_stages_sections_are_its_own():
     """What is set of one stage, or of the training alone, changes nothing else."""
     config = recipe("recover")
