@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import tensorboardX
 from jaxtyping import UInt8
 from numpy import ndarray
 
@@ -35,6 +34,8 @@ class TensorBoard:
     """Event files in `workdir/events`."""
 
     def __init__(self, workdir: Path, start_step: int) -> None:
+        import tensorboardX  # which imports torch where there is one: more than a second, and of runs alone
+
         self._events = tensorboardX.SummaryWriter(str(workdir / "events"), purge_step=start_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
