@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 
+import pytest
 from absl import flags
 from jaxtyping import install_import_hook
 
@@ -27,6 +28,12 @@ install_import_hook("spatial_clip_jax", f"{tests.typecheck.__name__}.check")
 def pytest_configure() -> None:
     """Marks absl's flags as parsed."""
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, for many tests wait: for processes that are killed, hang or start."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_unconfigure() -> None:

@@ -173,14 +173,14 @@ def test_killed_and_resumed_is_bit_equal(whole, data, tmp_path, stage):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
-def test_a_mesh_of_eight_trains_the_same(whole, data, tmp_path):
+def test_a_mesh_of_four_trains_the_same(whole, data, tmp_path):
     mesh = (
-        "--config.mesh.data=4",
+        "--config.mesh.data=2",
         "--config.mesh.fsdp=2",
         '--config.sharding=((".*kernel", "fsdp(0)"), (".*", "replicate"))',
     )
     looks = ("--config.evaluate_every=4", "--config.evaluation.pictures=8")
-    finish(start(data, tmp_path, *WITHOUT_TABLE, *mesh, *looks, devices=8))
+    finish(start(data, tmp_path, *WITHOUT_TABLE, *mesh, *looks, devices=4))
     assert (tmp_path / "pictures" / "step-4.png").is_file() and "evaluate/average" in (
         tmp_path / "metrics.jsonl"
     ).read_text()
