@@ -32,10 +32,10 @@ def check_world(config: str) -> None:
 
 
 def check_split(config: str, split: str) -> None:
-    """ValueError unless the world has the split, which may be part of one: "unlabeled[:96]"."""
+    """ValueError unless the world has the split, which may be of parts, "unlabeled[:96]+validation"."""
     check_world(config)
     known = WORLDS[config].builder_configs[config].sizes
-    if split.partition("[")[0] not in known:
+    if any(part.partition("[")[0].strip() not in known for part in split.split("+")):
         raise ValueError(f"the world {config!r} has no split {split!r}; it has {', '.join(known)}")
 
 

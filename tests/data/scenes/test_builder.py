@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from spatial_clip_jax.data.scenes import vocabulary as v
-from spatial_clip_jax.data.scenes.load import load_annotated, prepare
+from spatial_clip_jax.data.scenes.load import check_split, load_annotated, prepare
 from spatial_clip_jax.data.scenes.splits import MIN_VISIBLE
 
 
@@ -81,3 +81,9 @@ def test_reading_needs_no_tensorflow(folder):
         f"load_annotated(Path({str(folder)!r}), 'test'); sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_split_may_be_of_parts_and_a_wrong_one_is_named():
+    check_split("mini", "unlabeled[:4] + validation")
+    with pytest.raises(ValueError, match="no split 'unlabeled[+]tests'; it has .*unlabeled.*test"):
+        check_split("mini", "unlabeled+tests")
