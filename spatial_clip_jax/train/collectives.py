@@ -16,8 +16,6 @@ from spatial_clip_jax.train.hlo import Computation, Instruction, Program
 
 REDUCING = ("all-reduce", "reduce-scatter")
 KINDS = (*REDUCING, "all-gather", "all-to-all", "collective-permute")
-# These hand on what they are given.
-_PASSING = ("get-tuple-element", "copy", "copy-start", "copy-done", "bitcast", "convert")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -88,8 +86,11 @@ def _backward(rest: str) -> bool:
 
 
 def _source(name: str, around: Computation) -> str:
-    """The rest of the instruction that an operand comes from and that has JAX's name; "" if there is none."""
-    while (one := around.get(name)) and "op_name=" not in one.rest and one.kind in _PASSING:
+    """The rest of the instruction that an operand comes from and that has JAX's name; "" if there is none.
+
+    What has none was put in by the compiler, and moves what it is given.
+    """
+    while (one := around.get(name)) and "op_name=" not in one.rest and one.operands:
         name = one.operands[0]
     return one.rest if one and "op_name=" in one.rest else ""
 

@@ -49,7 +49,7 @@ class Logged:
 
 def run(workdir: Path, pictures: str | Path, host: int, hosts: int, port: str, seconds: float) -> TrainResult:
     config = get_config(f"steps={2 * STEPS},batch_size={BATCH}")
-    config.update(checkpoint={"every_steps": 2, "keep": 2}, log_every=1)
+    config.update(checkpoint={"every_steps": 2, "keep": 2}, log_every=1, track="")
     if hosts > 1:
         address = {"coordinator_address": f"localhost:{port}", "num_processes": hosts, "process_id": host}
         with config.ignore_type():

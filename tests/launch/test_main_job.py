@@ -31,7 +31,7 @@ SMALL = (
     "--config.checkpoint.every_steps=1",
     "--config.log_every=1",
 )
-WITHOUT_TABLE = (*SMALL, "--config.measure=False")
+WITHOUT_TABLE = (*SMALL, "--config.measure=False", "--config.track=")
 
 
 def start(data: Path, workdir: Path, *settings: str, devices: int = 1) -> subprocess.Popen[str]:

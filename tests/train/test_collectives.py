@@ -114,8 +114,9 @@ MIXED = """
 ENTRY %main (p: f32[8]) -> f32[3] {
   %q = (f32[2,8]{1,0}, f32[]) fusion(%p), calls=%fused, metadata={op_name="jit(step)/transpose(jvp())/dot_general"}
   %w = f32[2,8]{1,0} get-tuple-element(%q), index=0
-  %begun = (f32[2,8]{1,0:S(1)}, f32[2,8]{1,0}, u32[]) copy-start(%w)
-  %weights = f32[2,8]{1,0:S(1)} copy-done(%begun)
+  %begun = (f32[1,8]{1,0:S(1)}, f32[2,8]{1,0}, u32[]) slice-start(%w)
+  %part = f32[1,8]{1,0:S(1)} slice-done(%begun)
+  %weights = f32[2,8]{1,0:S(1)} custom-call(%part, %other), custom_call_target="ConcatBitcast"
   %loss = f32[] fusion(%p), calls=%sum, metadata={op_name="jit(step)/jvp()/reduce_sum"}
   ROOT %all = (f32[], f32[2,8]{1,0}, f32[3]{0}) all-reduce(%loss, %weights, %p), NAMED
 }

@@ -48,7 +48,7 @@ def lines(workdir: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainResult, Path]:
     workdir = tmp_path_factory.mktemp("straight")
-    return train(toy_config(), toy_task(), workdir), workdir
+    return train(toy_config(track="tensorboard"), toy_task(), workdir), workdir
 
 
 def test_it_learns_and_tells(straight: tuple[TrainResult, Path]) -> None:

@@ -85,6 +85,7 @@ def toy_config(**changes: object) -> ml_collections.ConfigDict:
             "checkpoint": {"every_steps": 5, "keep": 2},
             "log_every": 4,
             "evaluate_every": 0,
+            "track": "",  # importing TensorBoard's writer takes longer than the training
             "distributed": "off",
         }
     )
