@@ -71,7 +71,7 @@ def test_another_name_is_the_same_recipe(name):
     assert resolve(recipe(name, "steps=8")) == resolve(recipe(same, f"{model},steps=8")) != resolve(recipe(same))
 
 
-SLOW = ("clip_l14", "eva02_b16", "eva02_l14", "siglip2_so400m")  # a quarter of a minute each
+SLOW = ("clip_b16", "clip_l14", "eva02_b16", "eva02_l14", "siglip2_so400m")  # a quarter of a minute each
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,13 @@ def trained() -> dict[str, SpatialClip]:
     return {}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Recipes that are put together of what others have, which is tested with those.
+COMBINED = ("r_sc_clipself", "r_sc_region_clip", "r_sc_v")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in COMBINED else ()) for name in RECIPES]
+)
 def test_one_step_moves_the_adapter_alone(name, model, trained, tmp_path):
     # So few steps have no warm-up, whose first step is of rate 0.
     config = small_config(recipe(name, "steps=3,batch_size=2"), write_pictures(tmp_path / "pictures", 3), 4)

@@ -40,8 +40,8 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("family", "adapter", "readout", "resize"),
     [
         ("clip", AdapterSpec("copy", 2, "maskclip"), None, "huggingface"),
-        ("clip", AdapterSpec("residual", 1, "naclip"), None, "open_clip"),
-        ("clip", None, "sclip", "bilinear_antialias"),
+        pytest.param("clip", AdapterSpec("residual", 1, "naclip"), None, "open_clip", marks=pytest.mark.slow),
+        pytest.param("clip", None, "sclip", "bilinear_antialias", marks=pytest.mark.slow),
         ("siglip", AdapterSpec("copy", 2, "naclip"), "adapter", "huggingface"),
     ],
 )

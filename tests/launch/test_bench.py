@@ -29,11 +29,13 @@ def found(tmp_path_factory):
     return json.loads((folder / "bench.json").read_text())
 
 
+@pytest.mark.slow
 def test_our_towers_and_windows_say_what_pytorchs_say(found):
     assert found["tower"]["agreement"]["largest difference of unit vectors"] < 1e-5
     assert found["sliding"]["agreement"]["correlation of similarities"] > 0.98
 
 
+@pytest.mark.slow
 def test_every_row_is_a_time_and_ratios_are_of_them(found):
     for section in ("tower", "sliding"):
         rows = {name: row for name, row in found[section].items() if name != "agreement"}
@@ -48,6 +50,7 @@ def test_every_row_is_a_time_and_ratios_are_of_them(found):
     assert 0 < found["latency"]["one picture"]["p50_ms"] <= found["latency"]["one picture"]["p99_ms"]
 
 
+@pytest.mark.slow
 def test_memory_and_compilations_are_within_what_is_promised(found):
     row = found["memory"]["0.5 GiB"]
     assert 0 < row["compiled_mib"] <= 512 and 0 < row["measured_mib"] <= 512

@@ -155,7 +155,7 @@ def test_export_command(whole, tmp_path):
     assert failed.returncode == 1 and "from 0 to 1, got 2.0" in failed.stderr and "Traceback" not in failed.stderr
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param("refiner", marks=pytest.mark.slow), "."])
 def test_killed_and_resumed_is_bit_equal(whole, data, tmp_path, stage):
     process = start(data, tmp_path, *WITHOUT_TABLE)
     deadline = time.time() + 240
@@ -173,6 +173,7 @@ def test_killed_and_resumed_is_bit_equal(whole, data, tmp_path, stage):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_four_trains_the_same(whole, data, tmp_path):
     mesh = (
         "--config.mesh.data=2",

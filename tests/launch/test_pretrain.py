@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
@@ -21,6 +22,7 @@ def pretrain(workdir: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_pretrained_folder_loads_everywhere(tmp_path):
     done = pretrain(tmp_path, "--config.optimizer.warmup_steps=1", "--config.log_every=1")
     assert done.returncode == 0, done.stderr[-3000:]

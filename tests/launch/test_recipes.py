@@ -87,6 +87,7 @@ def test_teachers_choose_among_the_same_input_sizes_as_all_rows():
     assert shipped.get_config().benchmark.teacher_scales == world_scales("quickstart")
 
 
+@pytest.mark.slow
 def test_what_is_written(finished):
     content = json.loads((finished / "recipes.json").read_text())
     rows = content["rows"]
@@ -109,6 +110,7 @@ def test_what_is_written(finished):
     assert len(unknown) == len(shipped.ORDERINGS) and all("; missing: " in text for text in unknown)
 
 
+@pytest.mark.slow
 def test_what_is_written_when_it_is_interrupted(finished):
     content = json.loads((finished / "interrupted.json").read_text())
     assert {row: len(content["rows"][row]["runs"]) for row in (COPY, RESIDUAL)} == {COPY: 2, RESIDUAL: 1}
@@ -119,6 +121,7 @@ def test_what_is_written_when_it_is_interrupted(finished):
     assert [line.split("|")[2].strip() for line in lines if line.startswith(("| row", f"| {RESIDUAL}"))] == ["n", "1"]
 
 
+@pytest.mark.slow
 def test_the_table_and_the_report_say_the_same(finished):
     text, report = (finished / "recipes.md").read_text(), (finished / "report.html").read_text()
     rows = json.loads((finished / "recipes.json").read_text())["rows"]
@@ -127,6 +130,7 @@ def test_the_table_and_the_report_say_the_same(finished):
     assert report.count('class="plot"') == 8 + 1 + 3 and "<script" not in report and "http" not in report
 
 
+@pytest.mark.slow
 def test_on_the_same_world_all_of_the_gain_is_kept(finished):
     content = json.loads((finished / "recipes.json").read_text())
     there = content["second_world"]
@@ -135,6 +139,7 @@ def test_on_the_same_world_all_of_the_gain_is_kept(finished):
     assert set(there["kept"][COPY]) == {"plain", "maskclip"}
 
 
+@pytest.mark.slow
 def test_a_run_is_an_adapter_to_load(finished):
     import spatial_clip_jax as scj
 
@@ -152,6 +157,7 @@ def test_a_runs_time_is_that_of_all_its_stages():
     assert _loop_seconds(config, {"images_per_second": 0.0}, {LOOP_SECONDS: 3.0}) == 0.0
 
 
+@pytest.mark.slow
 def test_the_teachers_maps_are_shared(finished):
     assert len(list((finished / "teachers").iterdir())) == 1
     rows = json.loads((finished / "recipes.json").read_text())["rows"]

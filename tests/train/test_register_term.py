@@ -149,6 +149,7 @@ def test_value_equals_one_put_together_by_hand(setting, loss):
     assert float(loss(params, frozen, batch, KEY)[0] - value) == pytest.approx(0.4 * float(late), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_steps_lower_the_loss_and_move_the_factors_alone(setting, loss):
     towers, params, frozen, batch = setting
     kept = jax.tree.map(np.array, (frozen, params))
